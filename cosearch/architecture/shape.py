@@ -1,0 +1,100 @@
+"""The sizes of a decoder: what a candidate's architecture choices amount to, layer by layer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cosearch.architecture.attention import ATTENTION, AttentionShape
+from cosearch.architecture.feedforward import FEEDFORWARD, FeedForwardShape
+from cosearch.core.candidate import Choices, Value
+from cosearch.core.registry import Registry
+from cosearch.core.space import Knob, choice, integer
+
+VOCABULARY = 256
+"""Models read and write bytes."""
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """One layer: attention, then feed-forward, each added to the residual stream."""
+
+    attention: AttentionShape
+    feedforward: FeedForwardShape
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Embedding, layers, final norm and an untied head, over a residual stream of `width`."""
+
+    width: int
+    layers: tuple[LayerShape, ...]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all layers are alike, so that one loop can run them."""
+        return len(set(self.layers)) == 1
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Every matrix's path to its (in, out) features."""
+        found = {}
+        for index, layer in enumerate(self.layers):
+            for block, shape in (("attention", layer.attention), ("feedforward", layer.feedforward)):
+                for name, features in shape.linears(self.width).items():
+                    found[f"layers.{index}.{block}.{name}"] = features
+        return found | {"head": (self.width, VOCABULARY)}
+
+    def norms(self) -> tuple[str, ...]:
+        """Every norm's path; each has `width` scales."""
+        per_layer = (f"layers.{i}.{norm}" for i in range(len(self.layers)) for norm in ("attention_norm", "feedforward_norm"))
+        return (*per_layer, "norm")
+
+    @property
+    def parameters(self) -> int:
+        """How many weights there are."""
+        matrices = sum(rows * columns for rows, columns in self.linears().values())
+        return matrices + (VOCABULARY + len(self.norms())) * self.width
+
+    @classmethod
+    def of(cls, choices: Choices) -> "DecoderShape":
+        """Resolve an architecture's choices. A value given by layer is repeated over the depth.
+
+        Raises:
+            Rejected: the sizes do not fit each other.
+        """
+        declared = knobs()
+        values = {name: choices.get(name, knob.default) for name, knob in declared.items()}
+        width, depth = values["width"], values["depth"]
+        assert isinstance(width, int) and isinstance(depth, int)
+        layers = []
+        for index in range(depth):
+            layer = {
+                name: value[index % len(value)] if isinstance(value, tuple) and declared[name].per_layer else value
+                for name, value in values.items()
+            }
+            attention = ATTENTION[str(layer["attention"])].shape(width, layer)
+            layers.append(LayerShape(attention, FEEDFORWARD[str(layer["feedforward"])].shape(width, layer)))
+        return cls(width, tuple(layers))
+
+
+def knobs() -> Mapping[str, Knob]:
+    """The architecture's knobs: its own and those of every registered variant."""
+    own = {
+        "width": integer(128),
+        "depth": integer(3),
+        "head_dim": integer(32, per_layer=True),
+        "attention": choice("mha", ATTENTION.names, per_layer=True),
+        "feedforward": choice("swiglu", FEEDFORWARD.names, per_layer=True),
+    }
+    return own | _variant_knobs("attention", ATTENTION) | _variant_knobs("feedforward", FEEDFORWARD)
+
+
+def _variant_knobs(chooser: str, registry: Registry) -> dict[str, Knob]:
+    users: dict[str, list[str]] = {}
+    found: dict[str, Knob] = {}
+    for variant in registry:
+        for name, knob in registry[variant].knobs.items():
+            users.setdefault(name, []).append(variant)
+            found[name] = knob
+    return {
+        name: Knob(knob.default, knob.why_not, knob.per_layer, (f"architecture.{chooser}", tuple(users[name])))
+        for name, knob in found.items()
+    }

@@ -1,0 +1,30 @@
+"""A target: the chip that a candidate is compiled for, and what it can do at best."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Target:
+    """A chip. Peaks are upper limits: a datasheet's, or the best that was measured.
+
+    `platform` is JAX's name for its kind of device. `peak_flops_per_s` is by the dtype of the operands.
+    `overhead_s` is what one operation costs at least, however small it is.
+    """
+
+    name: str
+    platform: str
+    source: str
+    peak_flops_per_s: Mapping[str, float]
+    bandwidth_bytes_per_s: float
+    capacity_bytes: int
+    cores: int
+    overhead_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Target":
+        return cls(**data)

@@ -1,0 +1,63 @@
+"""Axis *schedule*: how the same mathematics is run. It changes latency and memory, never the model's quality.
+
+`matmul.py` holds the lowerings of the matrix product; the layouts of the KV cache are in
+`architecture/cache.py`. To add a knob, declare it in `KNOBS`, give it a field in `Schedule`, and read it where the
+mathematics is written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cosearch.core.candidate import Choices, Value
+from cosearch.core.space import Knob, choice
+from cosearch.schedule import matmul
+
+CACHE_LAYOUTS = ("bshd", "bhsd", "bhds")
+"""Memory order of the KV cache: batch, slot, head, dimension."""
+
+
+def _why_no_option(value: Value) -> str | None:
+    if not isinstance(value, tuple):
+        return f"{value!r} is not a list of compiler options"
+    for option in value:
+        if not isinstance(option, str) or "=" not in option:
+            return f"{option!r} must read 'name=value', for example 'xla_cpu_enable_fast_math=true'"
+    return None
+
+
+KNOBS: Mapping[str, Knob] = {
+    "layers": choice("scan", lambda: ("scan", "unroll")),
+    "matmul": choice("dot", lambda: matmul.MATMULS),
+    "weight_layout": choice("in_out", lambda: matmul.LAYOUTS),
+    "attention": choice("dot", lambda: matmul.MATMULS),
+    "cache_layout": choice("bshd", lambda: CACHE_LAYOUTS),
+    "compiler_options": Knob((), _why_no_option),
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`layers`: one loop over stacked layers, or each on its own. `matmul` and `attention`: lowering of the
+    matrix products and of decode attention. `compiler_options`: 'name=value' for XLA."""
+
+    layers: str = "scan"
+    matmul: str = "dot"
+    weight_layout: str = "in_out"
+    attention: str = "dot"
+    cache_layout: str = "bshd"
+    compiler_options: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, choices: Choices) -> "Schedule":
+        return cls(**{name: choices.get(name, knob.default) for name, knob in KNOBS.items()})  # pyright: ignore[reportArgumentType]
+
+    @property
+    def options(self) -> dict[str, str | bool | int]:
+        """The compiler options as XLA takes them."""
+        return {name: _typed(text) for name, _, text in (option.partition("=") for option in self.compiler_options)}
+
+
+def _typed(text: str) -> str | bool | int:
+    if text in ("true", "false"):
+        return text == "true"
+    return int(text) if text.lstrip("-").isdigit() else text
