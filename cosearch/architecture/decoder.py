@@ -24,6 +24,9 @@ Params = Mapping[str, Any]
 Weights = Mapping[str, np.ndarray]
 """Path to float32 array, one a matrix ([in, out]) or norm, however a model stores them."""
 
+_EMBEDDING_SCALE = 10.0
+"""A tied embedding must be small to give calm logits; read, it is scaled up to be heard in the residual stream."""
+
 
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation (Zhang and Sennrich 2019, arXiv:1910.07467), in at least float32."""
@@ -43,9 +46,11 @@ class Layer(nnx.Module):
     def __init__(self, width: int, shape: LayerShape, storage: MatrixStorage, cache: kv.KVCache) -> None:
         norm_dtype = jnp.promote_types(cache.dtype, jnp.float32)
         self.attention_norm = RMSNorm(width, norm_dtype)
-        self.attention = shape.attention.build(
-            {name: Linear(*sizes, storage) for name, sizes in shape.attention.linears(width).items()}, cache
-        )
+        parts: dict[str, nnx.Module] = {
+            name: Linear(*sizes, storage) for name, sizes in shape.attention.linears(width).items()
+        }
+        parts |= {name: RMSNorm(size, norm_dtype) for name, (size, _) in shape.attention.norms().items()}
+        self.attention = shape.attention.build(parts, cache)
         self.feedforward_norm = RMSNorm(width, norm_dtype)
         self.feedforward = FeedForward(width, shape, storage)
 
@@ -69,12 +74,11 @@ class FeedForward(nnx.Module):
 
     def __init__(self, width: int, shape: LayerShape, storage: MatrixStorage) -> None:
         self.shape = shape.feedforward
-        self.linears = nnx.Dict(
-            {name: Linear(*sizes, storage) for name, sizes in shape.feedforward.linears(width).items()}
-        )
+        linears = shape.feedforward.linears(width).items()
+        self.parts = nnx.Dict({name: Linear(*sizes, storage) for name, sizes in linears})
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.shape(x, self.linears)
+        return self.shape(x, self.parts)
 
 
 class Decoder(nnx.Module):
@@ -88,14 +92,13 @@ class Decoder(nnx.Module):
             precision.kv_cache, schedule.cache_layout, precision.activations, schedule.attention
         )
         storage = MatrixStorage(precision.weights, schedule.weight_layout, schedule.matmul)
-        self.embedding = nnx.Param(jax.ShapeDtypeStruct((VOCABULARY, shape.width), embedding_dtype(precision)))
+        self.embedding = Linear(shape.width, VOCABULARY, storage)
         if self.scanned:
             graph, spec = nnx.split(Layer(shape.width, shape.layers[0], storage, self.kv_cache))
             self.layers = nnx.merge(graph, jax.tree.map(lambda s: _stacked(s, len(shape.layers)), spec))
         else:
             self.layers = nnx.List([Layer(shape.width, layer, storage, self.kv_cache) for layer in shape.layers])
         self.norm = RMSNorm(shape.width, jnp.promote_types(precision.activations, jnp.float32))
-        self.head = Linear(shape.width, VOCABULARY, storage)
 
     def score(self, tokens_BT: jax.Array) -> jax.Array:
         """Logits [B, T, 256] of the byte after each, in at least float32."""
@@ -127,10 +130,10 @@ class Decoder(nnx.Module):
         return layers
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        return self.embedding[...][tokens].astype(self.precision.activations)
+        return self.embedding.take(tokens, self.precision.activations) * _EMBEDDING_SCALE
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        return self.head(self.norm(x)).astype(jnp.promote_types(x.dtype, jnp.float32))
+        return self.embedding(self.norm(x)).astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def _layers(self, method: str, x: jax.Array, caches: Any, *positions: jax.Array) -> tuple[jax.Array, Any]:
         if self.scanned:
@@ -146,11 +149,6 @@ class Decoder(nnx.Module):
             x, cache = getattr(layer, method)(x, cache, *positions)
             written.append(cache)
         return x, written
-
-
-def embedding_dtype(precision: Precision) -> Any:
-    """The embedding is read one row a token, so packing it buys nothing: bfloat16 beside packed matrices."""
-    return precision.weights if precision.weights in ("float32", "float64") else "bfloat16"
 
 
 def params_spec(decoder: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
@@ -171,7 +169,7 @@ def pack(decoder: Decoder, weights: Weights) -> dict[str, np.ndarray]:
     Raises:
         Rejected: a format cannot hold them.
     """
-    storage = decoder.head.storage
+    storage = decoder.embedding.storage
     float_format = FORMATS[storage.format]
     matrices = decoder.shape.linears()
     params: dict[str, np.ndarray] = {}
@@ -180,8 +178,6 @@ def pack(decoder: Decoder, weights: Weights) -> dict[str, np.ndarray]:
         if path in matrices:
             stored = float_format.pack(array, storage.layout)
             params |= {f"{path}.{part}": values for part, values in stored.items()}
-        elif path == "embedding":
-            params[path] = np.asarray(array).astype(spec[path].dtype)
         else:
             params[f"{path}.scale"] = np.asarray(array).astype(spec["norm.scale"].dtype)
     if decoder.scanned:
@@ -194,7 +190,7 @@ def pack(decoder: Decoder, weights: Weights) -> dict[str, np.ndarray]:
 
 def unpack(decoder: Decoder, params: Params) -> dict[str, np.ndarray]:
     """The weights that packed `params` stand for, in float64."""
-    storage = decoder.head.storage
+    storage = decoder.embedding.storage
     params = {path: np.asarray(array) for path, array in params.items()}
     if decoder.scanned:
         inner = {path: array for path, array in params.items() if path.startswith("layers.")}
@@ -208,22 +204,21 @@ def unpack(decoder: Decoder, params: Params) -> dict[str, np.ndarray]:
         weights[path] = FORMATS[storage.format].unpack(stored, storage.layout)
     for path in decoder.shape.norms():
         weights[path] = params[f"{path}.scale"].astype(np.float64)
-    return weights | {"embedding": params["embedding"].astype(np.float64)}
+    return weights
 
 
 def random_weights(shape: DecoderShape, seed: int) -> dict[str, np.ndarray]:
     """Weights as a training starts from: matrices normal with variance 1 / in, those that write to the
-    residual stream smaller by the root of twice the depth, norms at 1."""
+    residual stream smaller by the root of twice the depth, the embedding small beside its scale on reading."""
     rng = np.random.default_rng(seed)
     weights: dict[str, np.ndarray] = {}
     for path, (rows, columns) in shape.linears().items():
-        scale = rows**-0.5
+        scale = 0.03 if path == "embedding" else rows**-0.5
         if path.endswith((".output", ".down")):
             scale /= (2 * len(shape.layers)) ** 0.5
         weights[path] = (rng.standard_normal((rows, columns)) * scale).astype(np.float32)
-    for path in shape.norms():
-        weights[path] = np.ones(shape.width, np.float32)
-    weights["embedding"] = rng.standard_normal((VOCABULARY, shape.width)).astype(np.float32)
+    for path, (size, start) in shape.norms().items():
+        weights[path] = np.full(size, start, np.float32)
     return weights
 
 
@@ -233,4 +228,4 @@ def _stacked(spec: jax.ShapeDtypeStruct, depth: int) -> jax.ShapeDtypeStruct:
 
 def _path(keys: tuple[Any, ...]) -> str:
     """A parameter's path, without the attributes that only say how its module keeps it."""
-    return ".".join(str(key) for key in keys if key not in ("linears", "stored"))
+    return ".".join(str(key) for key in keys if key not in ("parts", "stored"))

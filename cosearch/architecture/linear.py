@@ -1,6 +1,7 @@
 """A matrix in any stored format. The format is all that differs between a trained and a served model."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from flax import nnx
@@ -28,5 +29,12 @@ class Linear(nnx.Module):
         self.stored = nnx.Dict({part: nnx.Param(array) for part, array in spec.items()})
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        stored = {part: param[...] for part, param in self.stored.items()}
-        return FORMATS[self.storage.format].matmul(x, stored, self.storage.layout, self.storage.lowering)
+        storage = self.storage
+        return FORMATS[storage.format].matmul(x, self._arrays(), storage.layout, storage.lowering)
+
+    def take(self, indices: jax.Array, dtype: Any) -> jax.Array:
+        """The columns [..., in] of the matrix at `indices` [...], one a byte."""
+        return FORMATS[self.storage.format].columns(self._arrays(), indices, self.storage.layout, dtype)
+
+    def _arrays(self) -> dict[str, jax.Array]:
+        return {part: param[...] for part, param in self.stored.items()}

@@ -23,7 +23,10 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Embedding, layers, final norm and an untied head, over a residual stream of `width`."""
+    """Embedding, layers and final norm over a residual stream of `width`.
+
+    The embedding is tied: the matrix [width, 256] that gives the logits is also the one that bytes are read by.
+    """
 
     width: int
     layers: tuple[LayerShape, ...]
@@ -40,18 +43,21 @@ class DecoderShape:
             for block, shape in (("attention", layer.attention), ("feedforward", layer.feedforward)):
                 for name, features in shape.linears(self.width).items():
                     found[f"layers.{index}.{block}.{name}"] = features
-        return found | {"head": (self.width, VOCABULARY)}
+        return found | {"embedding": (self.width, VOCABULARY)}
 
-    def norms(self) -> tuple[str, ...]:
-        """Every norm's path; each has `width` scales."""
-        per_layer = (f"layers.{i}.{norm}" for i in range(len(self.layers)) for norm in ("attention_norm", "feedforward_norm"))
-        return (*per_layer, "norm")
+    def norms(self) -> dict[str, tuple[int, float]]:
+        """Every norm's path to its size and to what its scales start at."""
+        found = {"norm": (self.width, 1.0)}
+        for index, layer in enumerate(self.layers):
+            found[f"layers.{index}.attention_norm"] = found[f"layers.{index}.feedforward_norm"] = (self.width, 1.0)
+            found |= {f"layers.{index}.attention.{name}": sizes for name, sizes in layer.attention.norms().items()}
+        return found
 
     @property
     def parameters(self) -> int:
         """How many weights there are."""
         matrices = sum(rows * columns for rows, columns in self.linears().values())
-        return matrices + (VOCABULARY + len(self.norms())) * self.width
+        return matrices + sum(size for size, _ in self.norms().values())
 
     @classmethod
     def of(cls, choices: Choices) -> "DecoderShape":

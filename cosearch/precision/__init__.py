@@ -56,6 +56,10 @@ class Format(Protocol):
         """`x` [..., in] times the matrix, [..., out], accumulated in at least float32, in the dtype of `x`."""
         ...
 
+    def columns(self, stored: Stored, indices: jax.Array, layout: str, dtype: Any) -> jax.Array:
+        """The columns [..., in] of the matrix at `indices` [...], in `dtype`."""
+        ...
+
     def encode(self, x: jax.Array) -> dict[str, jax.Array]:
         """Pack a tensor [..., D] of keys or values; parts other than "values" may have a last axis of their own."""
         ...

@@ -9,7 +9,7 @@ import numpy as np
 
 from cosearch.core.errors import Rejected
 from cosearch.precision import Stored
-from cosearch.schedule.matmul import contract
+from cosearch.schedule.matmul import contract, take_columns
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class Floating:
 
     def matmul(self, x: jax.Array, stored: Stored, layout: str, lowering: str) -> jax.Array:
         return contract(x, stored["values"], layout, lowering)
+
+    def columns(self, stored: Stored, indices: jax.Array, layout: str, dtype: Any) -> jax.Array:
+        return take_columns(stored["values"], indices, layout).astype(dtype)
 
     def encode(self, x: jax.Array) -> dict[str, jax.Array]:
         return {"values": x.astype(self.dtype)}

@@ -12,7 +12,7 @@ import numpy as np
 
 from cosearch.core.errors import Rejected
 from cosearch.precision import FORMATS, Stored
-from cosearch.schedule.matmul import contract
+from cosearch.schedule.matmul import contract, take_columns
 
 
 class Int8:
@@ -47,6 +47,10 @@ class Int8:
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         product = contract(x, stored["values"], layout, lowering, out_dtype=dtype)
         return (product * stored["scale"]).astype(x.dtype)
+
+    def columns(self, stored: Stored, indices: jax.Array, layout: str, dtype: Any) -> jax.Array:
+        values = take_columns(stored["values"], indices, layout).astype(jnp.promote_types(dtype, jnp.float32))
+        return (values * stored["scale"][indices][..., None]).astype(dtype)
 
     def encode(self, x: jax.Array) -> dict[str, jax.Array]:
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))

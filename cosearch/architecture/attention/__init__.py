@@ -37,12 +37,16 @@ class AttentionShape(Protocol):
         """Matrix name to (in, out) features."""
         ...
 
+    def norms(self) -> Mapping[str, tuple[int, float]]:
+        """Norm name to its size and to what its scales start at."""
+        ...
+
     def cache(self, batch: int, capacity: int) -> Mapping[str, tuple[int, int, int, int]]:
         """Cached tensor to its logical shape [B, S slots, K heads, D]."""
         ...
 
-    def build(self, linears: Mapping[str, nnx.Module], cache: Any) -> nnx.Module:
-        """The module over its matrices; `cache` is the `KVCache` it reads and writes."""
+    def build(self, modules: Mapping[str, nnx.Module], cache: Any) -> nnx.Module:
+        """The module over its matrices and norms; `cache` is the `KVCache` it reads and writes."""
         ...
 
 

@@ -3,17 +3,16 @@
 from collections.abc import Mapping
 
 from cosearch.architecture.attention import ATTENTION
-from cosearch.architecture.attention.softmax import KV_HEADS, SoftmaxShape, kv_heads, query_heads
+from cosearch.architecture.attention.softmax import KV_HEADS, QK_NORM, SoftmaxShape
 from cosearch.core.candidate import Value
 from cosearch.core.space import Knob
 
 
 class GroupedQuery:
-    knobs: Mapping[str, Knob] = {"kv_heads": KV_HEADS}
+    knobs: Mapping[str, Knob] = {**QK_NORM, **KV_HEADS}
 
     def shape(self, width: int, choices: Mapping[str, Value]) -> SoftmaxShape:
-        heads, head_dim = query_heads(width, choices)
-        return SoftmaxShape(heads, kv_heads(choices), head_dim)
+        return SoftmaxShape.of(width, choices, choices["kv_heads"])
 
 
 ATTENTION.register("gqa")(GroupedQuery())

@@ -3,17 +3,16 @@
 from collections.abc import Mapping
 
 from cosearch.architecture.attention import ATTENTION
-from cosearch.architecture.attention.softmax import SoftmaxShape, query_heads
+from cosearch.architecture.attention.softmax import QK_NORM, SoftmaxShape
 from cosearch.core.candidate import Value
 from cosearch.core.space import Knob
 
 
 class MultiHead:
-    knobs: Mapping[str, Knob] = {}
+    knobs: Mapping[str, Knob] = QK_NORM
 
     def shape(self, width: int, choices: Mapping[str, Value]) -> SoftmaxShape:
-        heads, head_dim = query_heads(width, choices)
-        return SoftmaxShape(heads, heads, head_dim)
+        return SoftmaxShape.of(width, choices)
 
 
 ATTENTION.register("mha")(MultiHead())

@@ -4,19 +4,16 @@ included, and the cache is a ring of as many slots."""
 from collections.abc import Mapping
 
 from cosearch.architecture.attention import ATTENTION
-from cosearch.architecture.attention.softmax import KV_HEADS, SoftmaxShape, kv_heads, query_heads
+from cosearch.architecture.attention.softmax import KV_HEADS, QK_NORM, SoftmaxShape
 from cosearch.core.candidate import Value
 from cosearch.core.space import Knob, integer
 
 
 class SlidingWindow:
-    knobs: Mapping[str, Knob] = {"kv_heads": KV_HEADS, "window": integer(128, per_layer=True)}
+    knobs: Mapping[str, Knob] = {**QK_NORM, **KV_HEADS, "window": integer(128, per_layer=True)}
 
     def shape(self, width: int, choices: Mapping[str, Value]) -> SoftmaxShape:
-        heads, head_dim = query_heads(width, choices)
-        window = choices["window"]
-        assert isinstance(window, int)
-        return SoftmaxShape(heads, kv_heads(choices), head_dim, window)
+        return SoftmaxShape.of(width, choices, choices["kv_heads"], choices["window"])
 
 
 ATTENTION.register("sliding_window")(SlidingWindow())

@@ -15,26 +15,17 @@ from flax import nnx
 from cosearch.architecture.cache import KVCache
 from cosearch.core.candidate import Value
 from cosearch.core.errors import Rejected
-from cosearch.core.space import integer
+from cosearch.core.space import Knob, choice, integer
+from cosearch.schedule.matmul import multiply_reduce
 
-KV_HEADS = integer(1, per_layer=True)
+QK_NORM: Mapping[str, Knob] = {"qk_norm": choice(True, lambda: (True, False), per_layer=True)}
+"""The knob of all softmax variants: RMS-normalised queries and keys (Dehghani et al. 2023, arXiv:2302.05442)."""
+
+KV_HEADS: Mapping[str, Knob] = {"kv_heads": integer(1, per_layer=True)}
 """The knob of the variants whose key/value heads are fewer than their query heads."""
 
-
-def query_heads(width: int, choices: Mapping[str, Value]) -> tuple[int, int]:
-    """Query heads and head size; the heads together are as wide as the model."""
-    head_dim = choices["head_dim"]
-    assert isinstance(head_dim, int)
-    if width % head_dim:
-        raise Rejected(f"heads of {head_dim} do not divide a width of {width}")
-    return width // head_dim, head_dim
-
-
-def kv_heads(choices: Mapping[str, Value]) -> int:
-    """The layer's key/value heads."""
-    heads = choices["kv_heads"]
-    assert isinstance(heads, int)
-    return heads
+_SHARPNESS = 2.0
+"""What a query's norm starts at: attention that starts sharper learns to look things up in fewer steps."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,20 @@ class SoftmaxShape:
     heads: int
     kv_heads: int
     head_dim: int
+    qk_norm: bool = True
     window: int | None = None
+
+    @classmethod
+    def of(
+        cls, width: int, choices: Mapping[str, Value], kv_heads: Value | None = None, window: Value | None = None
+    ) -> "SoftmaxShape":
+        """Heads that together are as wide as the model; each with its own key/value head unless told otherwise."""
+        head_dim = choices["head_dim"]
+        assert isinstance(head_dim, int) and isinstance(kv_heads, int | None) and isinstance(window, int | None)
+        if width % head_dim:
+            raise Rejected(f"heads of {head_dim} do not divide a width of {width}")
+        heads = width // head_dim
+        return cls(heads, kv_heads or heads, head_dim, bool(choices["qk_norm"]), window)
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -60,6 +64,9 @@ class SoftmaxShape:
             "output": (self.heads * self.head_dim, width),
         }
 
+    def norms(self) -> Mapping[str, tuple[int, float]]:
+        return {"query_norm": (self.head_dim, _SHARPNESS), "key_norm": (self.head_dim, 1.0)} if self.qk_norm else {}
+
     def cache(self, batch: int, capacity: int) -> Mapping[str, tuple[int, int, int, int]]:
         slots = min(self.window or capacity, capacity)
         tensor = (batch, slots, self.kv_heads, self.head_dim)
@@ -68,16 +75,16 @@ class SoftmaxShape:
     def with_heads(self, heads: int, kv_heads: int) -> "SoftmaxShape":
         return replace(self, heads=heads, kv_heads=kv_heads)
 
-    def build(self, linears: Mapping[str, nnx.Module], cache: KVCache) -> nnx.Module:
-        return SoftmaxAttention(self, linears, cache)
+    def build(self, modules: Mapping[str, nnx.Module], cache: KVCache) -> nnx.Module:
+        return SoftmaxAttention(self, modules, cache)
 
 
 class SoftmaxAttention(nnx.Module):
     """Causal softmax attention over a ring of cache slots: position p lives in slot p mod S."""
 
-    def __init__(self, shape: SoftmaxShape, linears: Mapping[str, nnx.Module], cache: KVCache) -> None:
+    def __init__(self, shape: SoftmaxShape, modules: Mapping[str, nnx.Module], cache: KVCache) -> None:
         self.shape = shape
-        self.linears = nnx.Dict(linears)
+        self.parts = nnx.Dict(modules)
         self.cache = cache
 
     def score(self, x_BTW: jax.Array) -> jax.Array:
@@ -120,13 +127,15 @@ class SoftmaxAttention(nnx.Module):
     def _project(self, x_BTW: jax.Array, positions_T: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         batch, tokens, _ = x_BTW.shape
         query, key, value = (
-            self.linears[name](x_BTW).reshape(batch, tokens, heads, self.shape.head_dim)
+            self.parts[name](x_BTW).reshape(batch, tokens, heads, self.shape.head_dim)
             for name, heads in (
                 ("query", self.shape.heads),
                 ("key", self.shape.kv_heads),
                 ("value", self.shape.kv_heads),
             )
         )
+        if self.shape.qk_norm:
+            query, key = self.parts["query_norm"](query), self.parts["key_norm"](key)
         return rotate(query, positions_T), rotate(key, positions_T), value
 
     def _visible(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
@@ -135,7 +144,7 @@ class SoftmaxAttention(nnx.Module):
         return seen if self.shape.window is None else seen & (distance < self.shape.window)
 
     def _output(self, out_BTHD: jax.Array) -> jax.Array:
-        return self.linears["output"](out_BTHD.reshape(*out_BTHD.shape[:2], -1))
+        return self.parts["output"](out_BTHD.reshape(*out_BTHD.shape[:2], -1))
 
 
 def rotate(x_BTHD: jax.Array, positions_T: jax.Array, theta: float = 10_000.0) -> jax.Array:
@@ -164,16 +173,13 @@ def _attend(
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     query = query * np.asarray(head_dim**-0.5, query.dtype)
     if lowering == "multiply_reduce":
-        scores = jnp.sum(
-            query[:, :, :, :, None].astype(dtype) * key_BSKD.transpose(0, 2, 1, 3)[:, None, :, None].astype(dtype), -1
-        )
+        scores = multiply_reduce("btkgd,bskd->btkgs", query, key_BSKD)
     else:
         scores = jnp.einsum("btkgd,bskd->btkgs", query, key_BSKD, preferred_element_type=dtype)
     scores = jnp.where(mask_TS[None, :, None, None, :], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1)
     if lowering == "multiply_reduce":
-        value = value_BSKD.transpose(0, 2, 3, 1)[:, None, :, None].astype(dtype)
-        out = jnp.sum(weights[..., None, :] * value, -1)
+        out = multiply_reduce("btkgs,bskd->btkgd", weights, value_BSKD)
     else:
         out = jnp.einsum("btkgs,bskd->btkgd", weights.astype(value_BSKD.dtype), value_BSKD, preferred_element_type=dtype)
     return out.reshape(batch, tokens, heads, head_dim).astype(query_BTHD.dtype)

@@ -1,0 +1,86 @@
+"""The four axes together: which knobs there are, which points are legal, and the decoder a candidate stands for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cosearch import precision, schedule, sparsity
+from cosearch.architecture import shape as architecture
+from cosearch.architecture.decoder import Decoder, Weights, pack
+from cosearch.architecture.shape import DecoderShape
+from cosearch.core.candidate import Candidate, Point
+from cosearch.core.errors import Rejected, UserError
+from cosearch.core.registry import did_you_mean
+from cosearch.core.space import Knob, Rule, Space
+from cosearch.paths import SEARCH_SPACES
+from cosearch.precision import Precision
+from cosearch.schedule import Schedule
+from cosearch.sparsity import pattern_of
+
+
+def declared_knobs() -> dict[str, Knob]:
+    """Every knob of every axis, by dotted name."""
+    axes = {
+        "architecture": architecture.knobs(),
+        "precision": precision.KNOBS,
+        "sparsity": sparsity.knobs(),
+        "schedule": schedule.KNOBS,
+    }
+    return {f"{axis}.{name}": knob for axis, knobs in axes.items() for name, knob in knobs.items()}
+
+
+def dense_shape(candidate: Candidate) -> DecoderShape:
+    """The sizes of the model that is trained."""
+    return DecoderShape.of(candidate.architecture)
+
+
+def served_shape(candidate: Candidate) -> DecoderShape:
+    """The sizes of what sparsity leaves of it, which is what is compiled and served."""
+    pattern, choices = pattern_of(candidate.sparsity)
+    return pattern.shape(dense_shape(candidate), choices)
+
+
+def decoder(candidate: Candidate) -> Decoder:
+    """The model that is compiled and served; abstract."""
+    return Decoder(served_shape(candidate), Precision.of(candidate.precision), Schedule.of(candidate.schedule))
+
+
+def plain_decoder(candidate: Candidate) -> Decoder:
+    """The same model run the plain way, which is what quality is evaluated on."""
+    return Decoder(served_shape(candidate), Precision.of(candidate.precision))
+
+
+def served_params(candidate: Candidate, model: Decoder, weights: Weights) -> dict[str, Any]:
+    """Trained `weights` of the dense model, pruned and packed for `model`."""
+    pattern, choices = pattern_of(candidate.sparsity)
+    return pack(model, pattern.prune(weights, dense_shape(candidate), choices))
+
+
+def _why_no_shape(point: Point) -> str | None:
+    try:
+        served_shape(Candidate.from_point(point))
+    except Rejected as rejection:
+        return str(rejection)
+    return None
+
+
+def _why_no_scan(point: Point) -> str | None:
+    if point.get("schedule.layers") == "scan" and not served_shape(Candidate.from_point(point)).uniform:
+        return "schedule.layers='scan' runs one loop over equal layers, and these layers differ; take 'unroll'"
+    return None
+
+
+RULES = (Rule("sizes fit", _why_no_shape), Rule("scan needs equal layers", _why_no_scan))
+
+
+def load_space(name: str, overrides: Mapping[str, Any] | None = None) -> Space:
+    """The search space of that name, or in that YAML file, with the values of some knobs replaced.
+
+    Raises:
+        UserError: there is no such space, or it is wrong.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else SEARCH_SPACES / f"{name}.yaml"
+    if not path.is_file():
+        known = tuple(sorted(file.stem for file in SEARCH_SPACES.glob("*.yaml")))
+        raise UserError(f"space={name}: no such search space{did_you_mean(name, known)}, or the path of a YAML file")
+    return Space.from_yaml(path, declared_knobs(), RULES, overrides)

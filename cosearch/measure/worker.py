@@ -1,0 +1,57 @@
+"""The worker process itself: reads requests from its standard input, runs tasks, writes replies.
+
+It ends when its parent does: a thread watches the input, so even a task that never returns does not keep the
+process alive for long after the parent is gone.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+import traceback
+from typing import Any
+
+from cosearch.core.errors import Rejected, UserError
+
+
+def main() -> None:
+    """Serve requests until the input ends."""
+    # Replies go to a private copy of the standard output; whatever else prints lands in the log.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            requests.put(json.loads(line))
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+
+    def send(message: dict[str, Any]) -> None:
+        replies.write(json.dumps(message, allow_nan=False) + "\n")
+        replies.flush()
+
+    from cosearch.measure.tasks import TASKS, Workbench
+
+    bench = Workbench()
+    while True:
+        request = requests.get()
+        nonce = request["id"]
+
+        def progress(what: str, fraction: float, nonce: str = nonce) -> None:
+            send({"id": nonce, "progress": what, "fraction": fraction})
+
+        try:
+            result = TASKS[request["task"]](bench, progress, **request["arguments"])
+            send({"id": nonce, "result": result})
+        except (Rejected, UserError) as error:
+            send({"id": nonce, "rejected": str(error)})
+        except Exception as error:  # the one place where whatever a candidate raises becomes data
+            traceback.print_exc()
+            send({"id": nonce, "rejected": f"{type(error).__name__}: {str(error)[:2000]}"})
+
+
+if __name__ == "__main__":
+    main()
