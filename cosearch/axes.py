@@ -45,9 +45,16 @@ def decoder(candidate: Candidate) -> Decoder:
     return Decoder(served_shape(candidate), Precision.of(candidate.precision), Schedule.of(candidate.schedule))
 
 
-def plain_decoder(candidate: Candidate) -> Decoder:
-    """The same model run the plain way, which is what quality is evaluated on."""
-    return Decoder(served_shape(candidate), Precision.of(candidate.precision))
+def plain(candidate: Candidate) -> Candidate:
+    """The same architecture the plain way: float32, dense, every schedule knob at its default."""
+    point = {f"architecture.{name}": value for name, value in candidate.architecture.items()}
+    declared = declared_knobs()
+    for name, knob in declared.items():
+        if not name.startswith("architecture.") and knob.used_by is None:
+            point[name] = knob.default
+    if not dense_shape(candidate).uniform:
+        point["schedule.layers"] = "unroll"
+    return Candidate.from_point(point)
 
 
 def served_params(candidate: Candidate, model: Decoder, weights: Weights) -> dict[str, Any]:

@@ -151,6 +151,11 @@ class Decoder(nnx.Module):
         return x, written
 
 
+def plain_decoder(shape: DecoderShape, precision: Precision = Precision()) -> Decoder:
+    """The decoder with every schedule knob at its default: one loop over the layers, where they are equal."""
+    return Decoder(shape, precision, Schedule(layers="scan" if shape.uniform else "unroll"))
+
+
 def params_spec(decoder: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
     """Every parameter's path to its shape and dtype."""
     return {_path(keys): variable.get_value() for keys, variable in nnx.to_flat_state(nnx.state(decoder, nnx.Param))}

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from sqlalchemy import Integer, String, create_engine, event, select
+from sqlalchemy import URL, Integer, String, create_engine, event, select
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -53,7 +53,7 @@ class Archive:
         self.problem = problem
         self.reference_uid = reference_uid
         self._path = path
-        self._engine = create_engine(f"sqlite:///{path}")
+        self._engine = create_engine(URL.create("sqlite", database=str(path)))
         event.listen(self._engine, "connect", _make_durable)
         try:
             with self._engine.begin() as connection:
@@ -67,7 +67,11 @@ class Archive:
                 rows = session.scalars(select(_Row).order_by(_Row.sequence)).all()
                 self._trials = {row.uid: Trial.from_json(json.loads(row.trial)) for row in rows}
         except (DatabaseError, ValueError, KeyError, TypeError) as error:
+            self.close()
             raise UserError(f"{path}: damaged archive: {error}") from None
+        except UserError:
+            self.close()
+            raise
 
     def append(self, trial: Trial) -> None:
         """Store a finished trial for good.

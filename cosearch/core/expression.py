@@ -14,13 +14,25 @@ from typing import Any
 
 from cosearch.core.errors import UserError
 
+
+def _of_numbers(operation: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    # Strings and lists are only compared: 'x' * 10**12 would fill the memory, and '%999999999d' % 1 as well.
+    def apply(a: Any, b: Any) -> Any:
+        for operand in (a, b):
+            if not isinstance(operand, int | float):
+                raise TypeError(f"{operand!r} is not a number")
+        return operation(a, b)
+
+    return apply
+
+
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
+    ast.Add: _of_numbers(operator.add),
+    ast.Sub: _of_numbers(operator.sub),
+    ast.Mult: _of_numbers(operator.mul),
+    ast.Div: _of_numbers(operator.truediv),
+    ast.FloorDiv: _of_numbers(operator.floordiv),
+    ast.Mod: _of_numbers(operator.mod),
 }
 _COMPARE: dict[type, Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
@@ -45,11 +57,13 @@ class Expression:
 
     def __post_init__(self) -> None:
         try:
-            tree = ast.parse(self.text, mode="eval").body
+            names: set[str] = set()
+            tree = ast.parse(self.text.strip(), mode="eval").body
+            self._check(tree, names)
         except (SyntaxError, ValueError) as error:
             raise UserError(f"{self._at()}: {error.args[0]}") from None
-        names: set[str] = set()
-        self._check(tree, names)
+        except (RecursionError, MemoryError):
+            raise UserError(f"{self._at()[:200]}: too long or too deeply nested") from None
         object.__setattr__(self, "_tree", tree)
         object.__setattr__(self, "names", frozenset(names))
 
@@ -61,7 +75,7 @@ class Expression:
         """
         try:
             return _evaluate(self._tree, values)
-        except (TypeError, ZeroDivisionError) as error:
+        except (TypeError, ArithmeticError) as error:
             read = ", ".join(f"{name}={values[name]!r}" for name in sorted(self.names))
             raise UserError(f"{self._at()}: {error} (with {read})") from None
 
@@ -114,10 +128,13 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
         case ast.BinOp(left=left, op=op, right=right):
             return _BINARY[type(op)](_evaluate(left, values), _evaluate(right, values))
         case ast.Compare(left=left, ops=ops, comparators=comparators):
-            operands = [_evaluate(part, values) for part in (left, *comparators)]
-            return all(
-                _COMPARE[type(op)](a, b) for op, a, b in zip(ops, operands[:-1], operands[1:], strict=True)
-            )
+            a = _evaluate(left, values)
+            for op, comparator in zip(ops, comparators, strict=True):
+                b = _evaluate(comparator, values)
+                if not _COMPARE[type(op)](a, b):
+                    return False
+                a = b
+            return True
         case ast.BoolOp(op=ast.And(), values=parts):
             return all(_evaluate(part, values) for part in parts)
         case ast.BoolOp(values=parts):

@@ -2,8 +2,8 @@
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,15 +12,15 @@ from typing import Any
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text`, on the disk before it is visible."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    draft = _draft(path)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with open(draft, "x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(draft, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         raise
     _sync(path.parent)
 
@@ -34,7 +34,8 @@ def write_json(path: Path, data: Any) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path` that becomes `path` if the block ends well, and vanishes if it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    draft = _draft(path)
+    draft.mkdir()
     try:
         yield draft
         for file in draft.rglob("*"):
@@ -47,6 +48,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     _sync(path.parent)
+
+
+def _draft(path: Path) -> Path:
+    # Not by `tempfile`, whose files and folders are closed to all other users, such as a server's.
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 def _sync(path: Path) -> None:

@@ -35,7 +35,12 @@ class Metric:
     samples: tuple[float, ...] = field(default=(), repr=False)
 
     def to_json(self, with_samples: bool = True) -> dict[str, Any]:
-        data: dict[str, Any] = {"value": self.value, "unit": self.unit, "source": self.source, "interval": self.interval}
+        data: dict[str, Any] = {
+            "value": self.value,
+            "unit": self.unit,
+            "source": self.source,
+            "interval": self.interval,
+        }
         return data | {"samples": list(self.samples)} if with_samples else data
 
     @classmethod

@@ -67,14 +67,19 @@ class Constraint:
                 expression = Expression(bound.strip(), where)
                 for name in expression.names - {"reference"}:
                     _check_metric(name, where)
+                # What kind of thing an expression gives does not depend on the values, so any will do here.
+                probe = expression(dict.fromkeys(expression.names, 0.7548776662466927))
+                if not isinstance(probe, int | float) or isinstance(probe, bool):
+                    break
                 return cls(metric.strip(), side, expression)
         raise UserError(f"{where}: {text!r} must read 'METRIC <= EXPRESSION' or 'METRIC >= EXPRESSION'")
 
     def excess(self, values: Mapping[str, float], reference: Mapping[str, float]) -> float:
         """By what fraction of the bound it is broken; 0 where it holds, infinity where a metric is missing."""
-        if self.metric not in values or not self.bound.names - {"reference"} <= values.keys():
+        known = {**values, "reference": reference[self.metric]} if self.metric in reference else values
+        if self.metric not in values or not self.bound.names <= known.keys():
             return float("inf")
-        bound = float(self.bound({**values, "reference": reference.get(self.metric, float("nan"))}))
+        bound = float(self.bound(known))
         over = values[self.metric] - bound if self.side == "<=" else bound - values[self.metric]
         return 0.0 if over <= 0 else over / max(abs(bound), 1e-12)
 
@@ -92,8 +97,9 @@ class Problem:
     constraints: tuple[Constraint, ...] = ()
 
     def losses(self, values: Mapping[str, float], reference: Mapping[str, float]) -> np.ndarray | None:
-        """One loss an objective (`Objective.loss`), or None where a metric is missing or not finite."""
-        if any(objective.metric not in values for objective in self.objectives):
+        """One loss an objective (`Objective.loss`), or None where a metric of the trial or of the reference is
+        missing or not finite."""
+        if not {objective.metric for objective in self.objectives} <= values.keys() & reference.keys():
             return None
         losses = np.array([o.loss(values[o.metric], reference[o.metric]) for o in self.objectives])
         return losses if np.isfinite(losses).all() else None

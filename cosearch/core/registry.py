@@ -14,7 +14,6 @@ from typing import Generic, TypeVar
 
 from cosearch.core.errors import UserError
 
-
 T = TypeVar("T")
 
 
@@ -60,7 +59,15 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         if self._loaded:
             return
+        # Set first, since a module may look a name up while it is imported; a failed import is not the last word.
         self._loaded = True
+        try:
+            self._import_all()
+        except BaseException:
+            self._loaded = False
+            raise
+
+    def _import_all(self) -> None:
         package = importlib.import_module(self._package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self._package}.{module.name}")

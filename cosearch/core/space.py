@@ -140,7 +140,9 @@ class Space:
         _check_keys(data, ("knobs", "when", "rules", "reference"), str(path))
         raw = {**_mapping(data, "knobs", path), **(overrides or {})}
         if not raw:
-            raise UserError(f"{path}: 'knobs' is empty. A space needs at least one knob, for example of {sorted(declared)[:3]}")
+            raise UserError(
+                f"{path}: 'knobs' is empty. A space needs at least one knob, for example of {sorted(declared)[:3]}"
+            )
         # A knob that the space leaves out stands at its default, so that a point always says all of itself.
         knobs: dict[str, tuple[Value, ...]] = {name: (knob.default,) for name, knob in declared.items()}
         for name, values in raw.items():
@@ -165,7 +167,10 @@ class Space:
             when[name] = _expression(text, at, declared)
 
         own_rules = []
-        for index, entry in enumerate(data.get("rules") or []):
+        entries = data.get("rules") or []
+        if not isinstance(entries, list):
+            raise UserError(f"{path}: 'rules' must be a list")
+        for index, entry in enumerate(entries):
             at = f"{path}: rules[{index}]"
             if not isinstance(entry, dict) or set(entry) != {"name", "require", "because"}:
                 raise UserError(f"{at}: must have exactly the keys name, require, because")
@@ -202,10 +207,8 @@ class Space:
 
     def why_invalid(self, point: Point) -> str | None:
         """Which rule a canonical point breaks and by which knobs, or None for a legal one."""
-        for rule in self.rules:
-            if why := rule.why(point):
-                return f"rule {rule.name!r}: {why}"
-        return None
+        broken = self._broken_rule(point)
+        return f"rule {broken[0]!r}: {broken[1]}" if broken else None
 
     def points(self) -> Iterator[dict[str, Value]]:
         """Every raw point, in order."""
@@ -223,18 +226,23 @@ class Space:
             UserError: none was found; the message counts the points by the rule that refused them.
         """
         refusals: Counter[str] = Counter()
+        examples: dict[str, str] = {}
         drawn = self.points() if self.size <= tries else (self.draw(rng) for _ in range(tries))
         if self.size <= tries:
             # A small space is walked whole, so that "no legal point" is certain; the walk is shuffled.
             drawn = iter(rng.sample(list(drawn), self.size))
         for raw in drawn:
             point = self.canonical(raw)
-            why = self.why_invalid(point)
-            if why is None:
+            broken = self._broken_rule(point)
+            if broken is None:
                 return Candidate.from_point(point)
-            refusals[why] += 1
+            refusals[broken[0]] += 1
+            examples.setdefault(*broken)
         total = refusals.total()
-        reasons = "\n".join(f"  {count / total:5.0%}  {why}" for why, count in refusals.most_common(5))
+        reasons = "\n".join(
+            f"  {count / total:5.0%}  rule {rule!r}, for example: {examples[rule]}"
+            for rule, count in refusals.most_common(5)
+        )
         which = "points" if self.size <= tries else "sampled points"
         raise UserError(f"the space {self.name!r} has no legal point; its {total} {which} are refused by\n{reasons}")
 
@@ -259,6 +267,10 @@ class Space:
                     found[near.uid] = near
         return list(found.values())
 
+    def _broken_rule(self, point: Point) -> tuple[str, str] | None:
+        """The name of the first rule that `point` breaks, and why."""
+        return next(((rule.name, why) for rule in self.rules if (why := rule.why(point))), None)
+
     def _holds(self, condition: Condition, point: Point) -> bool:
         return condition.names <= point.keys() and bool(condition(point))
 
@@ -275,8 +287,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
+        # ValueError: the bytes are no UTF-8, or a date or number is out of range.
         raise UserError(f"{path}: not readable as YAML: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: too deeply nested") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: must hold a mapping of keys to values")
     return data

@@ -53,21 +53,29 @@ class Workload:
         Raises:
             UserError: a key is missing or unknown, or a value is out of range.
         """
-        points: Sequence[Mapping[str, Any]] = data.get("points") or ()
+        if unknown := sorted(set(map(str, data)) - {"name", "points"}):
+            raise UserError(f"{where}: unknown key {unknown[0]!r}. Allowed: name, points")
+        if not isinstance(data.get("name"), str):
+            raise UserError(f"{where}.name: {data.get('name')!r} is not a name")
+        points = data.get("points") or ()
+        if not isinstance(points, Sequence) or isinstance(points, str):
+            raise UserError(f"{where}.points: {points!r} is not a list of operating points")
         if not points:
             raise UserError(f"{where}: 'points' is empty. A workload needs at least one operating point")
-        return cls(str(data["name"]), tuple(_point(point, f"{where}.points[{i}]") for i, point in enumerate(points)))
+        return cls(data["name"], tuple(_point(point, f"{where}.points[{i}]") for i, point in enumerate(points)))
 
 
-def _point(data: Mapping[str, Any], where: str) -> OperatingPoint:
-    if unknown := set(data) - {"phase", "batch", "context", "weight"}:
-        raise UserError(f"{where}: unknown key {min(unknown)!r}. Allowed: phase, batch, context, weight")
+def _point(data: Any, where: str) -> OperatingPoint:
+    if not isinstance(data, Mapping):
+        raise UserError(f"{where}: {data!r} is not a mapping of phase, batch, context and weight")
+    if unknown := sorted(set(map(str, data)) - {"phase", "batch", "context", "weight"}):
+        raise UserError(f"{where}: unknown key {unknown[0]!r}. Allowed: phase, batch, context, weight")
     if data.get("phase") not in get_args(Phase):
         raise UserError(f"{where}.phase: {data.get('phase')!r} is unknown. Allowed: {', '.join(get_args(Phase))}")
     for key in ("batch", "context"):
-        if not isinstance(data.get(key), int) or data[key] < 1:
+        if type(data.get(key)) is not int or data[key] < 1:
             raise UserError(f"{where}.{key}: {data.get(key)!r} is not a whole number of at least 1")
     weight = data.get("weight", 1.0)
-    if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < float("inf"):
         raise UserError(f"{where}.weight: {weight!r} is not a number above 0")
     return OperatingPoint(data["phase"], data["batch"], data["context"], float(weight))

@@ -1,0 +1,108 @@
+"""Load an artifact in any process: its files are checked, its programs made ready, nothing else is needed."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+from safetensors.numpy import load_file
+
+from cosearch.artifact import MANIFEST, VERSION, WEIGHTS
+from cosearch.core.errors import UserError
+from cosearch.measure.fingerprint import fingerprint
+
+_MUST_AGREE = ("jaxlib", "processor", "system")
+"""What a serialized executable was made for; elsewhere it is compiled again."""
+
+Run = Callable[..., tuple[jax.Array, ...]]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A loaded artifact; `run[phase]` takes the parameters, the cache, tokens and positions, flat.
+
+    `recompiled` says why the executables were not used, or is None where they were.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    params: list[jax.Array]
+    run: dict[str, Run]
+    recompiled: str | None
+
+    def empty_cache(self) -> list[jax.Array]:
+        return [jnp.zeros(entry["shape"], entry["dtype"]) for entry in self.manifest["cache"]]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, with every file it names checked against its hash.
+
+    Raises:
+        UserError: this is no artifact, it is of another version, or a file is missing or changed.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"artifact={folder}: {MANIFEST}: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"artifact={folder}: {MANIFEST} is not JSON") from None
+    if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
+        raise UserError(f"artifact={folder}: {MANIFEST} is not of version {VERSION}, which this cosearch reads")
+    for name, digest in manifest["sha256"].items():
+        if Path(name).name != name:
+            raise UserError(f"artifact={folder}: {MANIFEST} names a file outside the folder: {name!r}")
+        try:
+            found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        except OSError as error:
+            raise UserError(f"artifact={folder}: {name}: {error.strerror}") from None
+        if found != digest:
+            raise UserError(f"artifact={folder}: {name} is not the file that was saved (its SHA-256 differs)")
+    return manifest
+
+
+def load(folder: Path) -> Artifact:
+    """Check and load an artifact; on another jaxlib or chip, compile it again from its StableHLO.
+
+    Raises:
+        UserError: this is no intact artifact, or it cannot be compiled here.
+    """
+    manifest = read_manifest(folder)
+    stored = load_file(folder / WEIGHTS)
+    params = [jax.device_put(stored[path]) for path in manifest["params"]]
+    made, here = manifest["fingerprint"], fingerprint()
+    differing = [f"{name} {made[name]} there, {here[name]} here" for name in _MUST_AGREE if made[name] != here[name]]
+    platform = jax.devices()[0].platform
+    if platform != manifest["platform"]:
+        differing.append(f"platform {manifest['platform']} there, {platform} here")
+    prepare = _compile if differing else _deserialize
+    run = {phase: prepare(folder, phase, manifest) for phase in ("prefill", "decode")}
+    return Artifact(folder, manifest, params, run, "; ".join(differing) or None)
+
+
+def _deserialize(folder: Path, phase: str, manifest: dict[str, Any]) -> Run:
+    # The runtime's own bytes, not `jax.experimental.serialize_executable`, which wraps them in a pickle.
+    device = jax.devices()[0]
+    client = device.client
+    devices = jax.sharding.SingleDeviceSharding(device)._internal_device_list  # pyright: ignore[reportPrivateUsage]
+    executable = client.deserialize_executable((folder / f"{phase}.executable").read_bytes(), devices, None)
+
+    def run(*arguments: Any) -> tuple[jax.Array, ...]:
+        return tuple(out[0] for out in executable.execute_sharded(arguments).disassemble_into_single_device_arrays())
+
+    return run
+
+
+def _compile(folder: Path, phase: str, manifest: dict[str, Any]) -> Run:
+    exported = export.deserialize(bytearray((folder / f"{phase}.stablehlo").read_bytes()))
+    first = len(manifest["params"])
+    donated = tuple(range(first, first + len(manifest["cache"])))
+    jitted = jax.jit(exported.call, donate_argnums=donated, keep_unused=True)
+    try:
+        return jitted.lower(*exported.in_avals).compile()
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise UserError(f"artifact={folder}: {phase}.stablehlo does not compile here: {error}") from None

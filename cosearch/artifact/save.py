@@ -1,0 +1,105 @@
+"""Write a candidate with its trained weights as an artifact."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export
+from safetensors.numpy import save_file
+
+from cosearch import axes
+from cosearch.architecture.decoder import Decoder, Params, Weights, plain_decoder
+from cosearch.artifact import MANIFEST, VERIFICATION, VERSION, WEIGHTS
+from cosearch.core.candidate import Candidate
+from cosearch.core.files import new_folder, write_json
+from cosearch.core.workload import OperatingPoint, Workload
+from cosearch.measure.bench import Compiled
+from cosearch.measure.fingerprint import fingerprint
+from cosearch.measure.verify import Reference
+from cosearch.precision import Precision
+from cosearch.schedule import Schedule
+from cosearch.schedule.program import Program
+
+PREFILL_CHUNK = 64
+"""Prompt tokens that one call of the prefill program takes."""
+
+_VERIFIED_POSITIONS = 128
+_SEED = 21
+
+
+def save_artifact(
+    candidate: Candidate, workload: Workload, weights: Weights, manifest: Mapping[str, Any], folder: Path
+) -> None:
+    """Compile, verify and write; `folder` is there whole or not at all.
+
+    Raises:
+        Rejected: it does not compile, or a program computes wrong results with these weights.
+    """
+    model = axes.decoder(candidate)
+    params = axes.served_params(candidate, model, weights)
+    capacity = workload.context
+    chunk = min(PREFILL_CHUNK, capacity)
+    programs = {
+        "decode": Program(model, "decode", workload.batch, capacity),
+        "prefill": Program(model, "prefill", workload.batch, capacity, chunk),
+    }
+    options = Schedule.of(candidate.schedule).options
+    compiled = {phase: program.compile(options) for phase, program in programs.items()}
+    verification = _verify(candidate, weights, model, params, programs, compiled)
+
+    with new_folder(folder) as draft:
+        # "pt" is what Hugging Face tools look for; the arrays are numpy's.
+        save_file({path: np.ascontiguousarray(a) for path, a in params.items()}, draft / WEIGHTS, {"format": "pt"})
+        for phase, program in programs.items():
+            (draft / f"{phase}.executable").write_bytes(compiled[phase].runtime_executable().serialize())
+            exported = export.export(program.jitted())(*program.arguments())
+            (draft / f"{phase}.stablehlo").write_bytes(exported.serialize())
+        write_json(draft / VERIFICATION, verification)
+        files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(draft.iterdir())}
+        program = programs["decode"]
+        write_json(
+            draft / MANIFEST,
+            {
+                "version": VERSION,
+                "uid": candidate.uid,
+                "candidate": candidate.point,
+                **manifest,
+                "fingerprint": fingerprint(),
+                "platform": jax.devices()[0].platform,
+                "compiler_options": options,
+                "batch": workload.batch,
+                "capacity": capacity,
+                "prefill_chunk": chunk,
+                "params": list(program.params),
+                "cache": [{"shape": list(spec.shape), "dtype": str(spec.dtype)} for spec in program.cache],
+                "sha256": files,
+            },
+        )
+
+
+def _verify(
+    candidate: Candidate,
+    weights: Weights,
+    model: Decoder,
+    params: Params,
+    programs: Mapping[str, Program],
+    compiled: Mapping[str, jax.stages.Compiled],
+) -> dict[str, Any]:
+    plain = plain_decoder(model.shape, Precision.of(candidate.precision))
+    pattern, choices = axes.pattern_of(candidate.sparsity)
+    pruned = pattern.prune(weights, axes.dense_shape(candidate), choices)
+    decode, prefill = programs["decode"], programs["prefill"]
+    positions = min(_VERIFIED_POSITIONS, decode.capacity)
+    tokens = np.random.default_rng(_SEED).integers(0, 256, (decode.batch, positions)).astype(np.int32)
+    results = {}
+    for phase, program, taken in (("decode", decode, positions), ("prefill", prefill, prefill.chunk)):
+        arrays = [jax.device_put(params[path]) for path in program.params]
+        point = OperatingPoint(program.phase, program.batch, program.capacity)
+        bench = Compiled(point, program, compiled[phase], arrays)
+        shown = tokens[:, :taken]
+        results[phase] = asdict(Reference(plain, pruned, shown).compare(bench.logits(shown)))
+    return {"against": "float64, teacher forcing", "seed": _SEED, "results": results}

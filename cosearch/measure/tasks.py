@@ -1,0 +1,161 @@
+"""What a worker process can be asked for. Arguments and results are plain JSON data."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from cosearch import axes
+from cosearch.architecture.decoder import plain_decoder
+from cosearch.artifact.save import save_artifact
+from cosearch.core.candidate import Candidate
+from cosearch.core.errors import Rejected
+from cosearch.core.workload import Workload
+from cosearch.measure import peaks, timing
+from cosearch.measure.bench import Bench
+from cosearch.precision import Precision
+from cosearch.quality import Recipe, corpus
+from cosearch.quality.evaluate import evaluate
+from cosearch.quality.train import trained_weights
+
+Progress = Callable[[str, float], None]
+Task = Callable[..., Mapping[str, Any]]
+
+
+class Workbench:
+    """What a worker keeps between tasks: the candidate at hand, and the corpus."""
+
+    def __init__(self) -> None:
+        self.bench = Bench()
+        self._corpus: corpus.Corpus | None = None
+
+    def corpus(self, name: str) -> corpus.Corpus:
+        if self._corpus is None or self._corpus.name != name:
+            self._corpus = corpus.load(name)
+        return self._corpus
+
+
+def measure_peaks(work: Workbench, progress: Progress) -> dict[str, Any]:
+    """The peaks of the default device (`measure/peaks.py`)."""
+    return peaks.measure(progress)
+
+
+def check_options(work: Workbench, progress: Progress, option_sets: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Which sets of compiler options the installed XLA refuses, and why; by compiling one operation with each."""
+    refused = {}
+    for index, options in enumerate(option_sets):
+        schedule = axes.Schedule(compiler_options=tuple(options))
+        try:
+            jax.jit(lambda x: x + 1).lower(np.float32(0)).compile(compiler_options=schedule.options or None)
+        except (jax.errors.JaxRuntimeError, ValueError, TypeError) as error:
+            refused[str(index)] = str(error).splitlines()[0][:300]
+    return {"refused": refused}
+
+
+def compile_candidate(
+    work: Workbench, progress: Progress, point: Mapping[str, Any], workload: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Compile a candidate for every operating point, and count the bytes it takes in memory."""
+    candidate, start = Candidate.from_point(point), time.perf_counter()
+    programs = work.bench.compile(candidate, Workload.from_json(workload))
+    weights = sum(array.nbytes for array in programs[0].params)
+    cache = max(sum(spec.size * spec.dtype.itemsize for spec in compiled.program.cache) for compiled in programs)
+    return {
+        "compile_s": time.perf_counter() - start,
+        "weight_bytes": weights,
+        "cache_bytes": cache,
+        "memory_bytes": weights + cache + max(compiled.temporary_bytes for compiled in programs),
+        "parameters": programs[0].program.model.shape.parameters,
+    }
+
+
+def verify_candidate(work: Workbench, progress: Progress, point: Mapping[str, Any]) -> dict[str, Any]:
+    """Verify the compiled candidate against float64; the error is relative to what its formats allow."""
+    candidate = _at_hand(work, point)
+    verified = work.bench.verify(candidate)
+    worst = max(verified, key=lambda result: result.error / result.allowed)
+    return {"numerical_error": worst.error / worst.allowed, "positions": sum(result.positions for result in verified)}
+
+
+def measure_candidate(
+    work: Workbench, progress: Progress, point: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Seconds of each run of the compiled candidate, by operating point, about `seconds` for each."""
+    _at_hand(work, point)
+    return {"samples_s": [timing.sample(compiled.step(), seconds) for compiled in work.bench.programs]}
+
+
+def evaluate_quality(
+    work: Workbench, progress: Progress, point: Mapping[str, Any], recipe: Mapping[str, Any], corpus: str, cache: str
+) -> dict[str, Any]:
+    """Train the candidate's architecture if that was not done before, and evaluate it as it is served."""
+    candidate, quality = Candidate.from_point(point), Recipe.from_json(recipe)
+    text = work.corpus(corpus)
+    weights = trained_weights(axes.dense_shape(candidate), quality, text, Path(cache), progress)
+    model = plain_decoder(axes.served_shape(candidate), Precision.of(candidate.precision))
+    return evaluate(model, axes.served_params(candidate, model, weights), quality, text)
+
+
+def describe_corpus(work: Workbench, progress: Progress, corpus: str) -> dict[str, Any]:
+    """The digest and sizes of a corpus; raises UserError where it cannot be used."""
+    text = work.corpus(corpus)
+    return {"digest": text.digest, "train_bytes": len(text.train), "held_out_bytes": len(text.held_out)}
+
+
+def compare_candidates(
+    work: Workbench, progress: Progress, points: Sequence[Mapping[str, Any]], workload: Mapping[str, Any], rounds: int
+) -> dict[str, Any]:
+    """Seconds of each candidate, interleaved in random order, by operating point; all are verified first."""
+    benches = []
+    for point in points:
+        bench, candidate = Bench(), Candidate.from_point(point)
+        bench.compile(candidate, Workload.from_json(workload))
+        bench.verify(candidate)
+        benches.append(bench)
+    by_operating_point = zip(*(bench.programs for bench in benches), strict=True)
+    return {
+        "samples_s": [timing.side_by_side([compiled.step() for compiled in programs], rounds) for programs in by_operating_point]
+    }
+
+
+def write_artifact(
+    work: Workbench,
+    progress: Progress,
+    point: Mapping[str, Any],
+    workload: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    corpus: str,
+    cache: str,
+    manifest: Mapping[str, Any],
+    folder: str,
+) -> dict[str, Any]:
+    """Compile the candidate with its trained weights, verify that, and save all of it to `folder`."""
+    candidate, quality = Candidate.from_point(point), Recipe.from_json(recipe)
+    weights = trained_weights(
+        axes.dense_shape(candidate), quality, work.corpus(corpus), Path(cache), progress
+    )
+    save_artifact(candidate, Workload.from_json(workload), weights, manifest, Path(folder))
+    return {}
+
+
+def _at_hand(work: Workbench, point: Mapping[str, Any]) -> Candidate:
+    candidate = Candidate.from_point(point)
+    if work.bench.uid != candidate.uid:
+        raise Rejected(f"candidate {candidate.uid} is not compiled in this worker")
+    return candidate
+
+
+TASKS: dict[str, Task] = {
+    "peaks": measure_peaks,
+    "options": check_options,
+    "compile": compile_candidate,
+    "verify": verify_candidate,
+    "measure": measure_candidate,
+    "quality": evaluate_quality,
+    "corpus": describe_corpus,
+    "compare": compare_candidates,
+    "artifact": write_artifact,
+}

@@ -1,0 +1,95 @@
+"""Does a compiled candidate compute what its architecture says? Compared with float64, position by position.
+
+The yardstick is the candidate's own format: the same weights and formats run the plain way (teacher forcing, no
+cache, no options) have some error against float64, and a candidate may have twice that at its worst position, and
+a floor for the order of float32 sums. So bfloat16 is judged as bfloat16 and float32 as float32, and a
+lowering that quietly drops precision fails.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from cosearch.architecture.decoder import Decoder, Params, Weights, bind, pack, plain_decoder, random_weights, unpack
+from cosearch.architecture.shape import DecoderShape
+from cosearch.core.errors import Rejected
+from cosearch.precision import Precision
+
+_FLOOR = 2e-5
+_MOST = 2.0
+"""How often its format's own error a candidate may have."""
+_SHARPER = 3.0
+"""Random queries are made so much larger: flat attention would hide a wrong mask."""
+
+_EXACT = Precision("float64", "float64", "float64")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """`error` and `allowed` are relative to the size of the float64 logits, at the worst position."""
+
+    positions: int
+    error: float
+    format_error: float
+    allowed: float
+    worst_position: int
+
+    @property
+    def passed(self) -> bool:
+        return bool(np.isfinite(self.error) and self.error <= self.allowed)
+
+
+def sharp_weights(shape: DecoderShape, seed: int) -> dict[str, np.ndarray]:
+    """Random weights whose attention is sharp enough to show what it attends to."""
+    weights = random_weights(shape, seed)
+    return {path: array * np.float32(_SHARPER if path.endswith(".query") else 1) for path, array in weights.items()}
+
+
+class Reference:
+    """The float64 logits of a model's packed weights, and how far the format's own plain run is from them."""
+
+    def __init__(self, plain: Decoder, weights: Weights, tokens: np.ndarray) -> None:
+        packed = pack(plain, weights)
+        own = np.asarray(jax.jit(_score(plain))(packed, tokens), np.float64)
+        exact_model = plain_decoder(plain.shape, _EXACT)
+        with jax.enable_x64(True):
+            exact = pack(exact_model, unpack(plain, packed))
+            self.logits = np.asarray(jax.jit(_score(exact_model))(exact, tokens))
+        if self.logits.dtype != np.float64:
+            raise RuntimeError("the float64 reference was not computed in float64")
+        self.tokens = tokens
+        self.format_error = float(relative_errors(own, self.logits).max())
+
+    def compare(self, logits: np.ndarray) -> Verification:
+        """Judge the logits [batch, positions, 256] that a compiled candidate gave after the last of `tokens`.
+
+        Raises:
+            Rejected: they are not finite, or too far from the reference.
+        """
+        exact = self.logits[:, -logits.shape[1] :]
+        if logits.shape != exact.shape:
+            raise Rejected(f"wrong result: logits of shape {logits.shape}, not {exact.shape}")
+        errors = relative_errors(logits.astype(np.float64), exact)
+        worst = int(np.argmax(np.where(np.isfinite(errors), errors, np.inf).max(axis=0)))
+        allowed = _MOST * self.format_error + _FLOOR
+        error = float(errors.max()) if np.isfinite(errors).all() else float("inf")
+        result = Verification(logits.shape[1], error, self.format_error, allowed, worst)
+        if not result.passed:
+            what = f"{error:.2e} from float64" if np.isfinite(error) else "not finite"
+            raise Rejected(f"wrong result: the logits at position {worst} are {what}; its formats allow {allowed:.2e}")
+        return result
+
+
+def relative_errors(logits: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """[batch, positions]: the distance of the logits over the size of the exact ones."""
+    return np.linalg.norm(logits - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
+
+
+def _score(model: Decoder) -> Callable[[Params, Any], jax.Array]:
+    def score(params: Mapping[str, Any], tokens: Any) -> jax.Array:
+        return bind(model, params).score(tokens)
+
+    return score

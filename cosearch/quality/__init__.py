@@ -1,0 +1,57 @@
+"""How good a candidate's model is: short training on real text, and evaluation on text held out of it.
+
+`corpus.py` finds the text, `recall.py` makes the associative-recall task, `train.py` trains an architecture once,
+`evaluate.py` scores it in any format and sparsity.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from cosearch.core.errors import UserError
+from cosearch.core.registry import did_you_mean
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained and evaluated; the same rows, in the same order, for every candidate.
+
+    A batch is `text_rows` of the corpus and `recall_rows` of the recall task, each `length` bytes.
+    `matrix_rate` is Muon's learning rate for the layers' matrices, `vector_rate` Adam's for all else.
+    """
+
+    steps: int = 160
+    length: int = 256
+    text_rows: int = 4
+    recall_rows: int = 2
+    matrix_rate: float = 0.05
+    vector_rate: float = 0.008
+    warmup_steps: int = 10
+    evaluated_windows: int = 64
+    evaluated_recalls: int = 16
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str = "quality") -> "Recipe":
+        """Read plain data.
+
+        Raises:
+            UserError: a key is unknown, or a value is of the wrong type or out of range.
+        """
+        known = {field.name: field for field in fields(cls)}
+        for key, value in data.items():
+            if key not in known:
+                raise UserError(f"{where}: unknown key {key!r}{did_you_mean(str(key), tuple(known))}")
+            number = int | float if isinstance(known[key].default, float) else int
+            least = 0 if key in ("seed", "recall_rows") else 1e-9
+            if not isinstance(value, number) or isinstance(value, bool) or value < least:
+                raise UserError(f"{where}.{key}: {value!r} is not a number above {least:g}, whole where {key} counts")
+        recipe = cls(**data)
+        if recipe.steps % 10:
+            raise UserError(f"{where}.steps: {recipe.steps} is not a multiple of 10, which are compiled as one")
+        if recipe.length < 224:
+            raise UserError(f"{where}.length: a recall row needs at least 224 bytes, not {recipe.length}")
+        return recipe

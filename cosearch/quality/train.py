@@ -1,0 +1,166 @@
+"""Train an architecture once, from a fixed seed on fixed batches, and keep its weights for all later runs."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from optax.contrib import MuonDimensionNumbers, muon
+
+import cosearch
+from cosearch.architecture.decoder import Params, bind, pack, plain_decoder, random_weights, unpack
+from cosearch.architecture.shape import DecoderShape
+from cosearch.core.candidate import content_hash
+from cosearch.core.errors import Rejected
+from cosearch.core.files import new_folder, write_json
+from cosearch.core.space import read_yaml
+from cosearch.measure.fingerprint import fingerprint
+from cosearch.quality import Recipe, recall
+from cosearch.quality.corpus import Corpus
+
+_STEPS_PER_CALL = 10
+_RECALL_WEIGHT = 2.0
+"""How much a recalled byte counts in the loss beside a byte of text."""
+
+
+def trained_weights(
+    shape: DecoderShape, recipe: Recipe, corpus: Corpus, cache: Path, progress: Callable[[str, float], None]
+) -> dict[str, np.ndarray]:
+    """The weights of `shape` after training, from `cache` where they are, else trained now and kept there.
+
+    Raises:
+        Rejected: the training diverged.
+    """
+    folder = cache / "weights" / weights_key(shape, recipe, corpus)
+    weights = _load(folder)
+    if weights is None:
+        weights = train(shape, recipe, corpus, progress)
+        _save(folder, weights, shape)
+    return weights
+
+
+def weights_key(shape: DecoderShape, recipe: Recipe, corpus: Corpus) -> str:
+    """Names a training by all that its result depends on, the code included."""
+    versions = fingerprint()
+    return content_hash(
+        {
+            "shape": repr(shape),
+            "recipe": recipe.to_json(),
+            "corpus": corpus.digest,
+            "code": _code_digest(),
+            "versions": {name: versions[name] for name in ("jaxlib", "flax", "optax", "numpy", "processor")},
+        }
+    )
+
+
+def train(
+    shape: DecoderShape, recipe: Recipe, corpus: Corpus, progress: Callable[[str, float], None]
+) -> dict[str, np.ndarray]:
+    """Weights after `recipe.steps` steps: Muon for the layers' matrices, Adam for the rest, warmed up and then
+    decayed linearly to nothing (Jordan et al. 2024, "Muon: an optimizer for hidden layers").
+
+    Raises:
+        Rejected: the loss is not finite.
+    """
+    model = plain_decoder(shape)
+    params = {path: jnp.asarray(array) for path, array in pack(model, random_weights(shape, recipe.seed)).items()}
+    optimizer = _optimizer(recipe)
+    state = jax.jit(optimizer.init)(params)
+
+    def loss(params: Params, batch: recall.Rows) -> jax.Array:
+        logits = bind(model, params).score(batch.inputs)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        return jnp.sum(losses * batch.weights) / jnp.sum(batch.weights)
+
+    def step(carry: tuple[Params, optax.OptState], batch: tuple[jax.Array, ...]) -> tuple:
+        params, state = carry
+        value, gradients = jax.value_and_grad(loss)(params, recall.Rows(*batch))
+        updates, state = optimizer.update(gradients, state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    @jax.jit
+    def steps(params: Params, state: optax.OptState, batches: tuple[jax.Array, ...]) -> tuple:
+        return jax.lax.scan(step, (params, state), batches)
+
+    rng = np.random.default_rng(recipe.seed)
+    for done in range(0, recipe.steps, _STEPS_PER_CALL):
+        batches = [_batch(rng, recipe, corpus) for _ in range(_STEPS_PER_CALL)]
+        stacked = tuple(np.stack([getattr(b, name) for b in batches]) for name in ("inputs", "labels", "weights"))
+        (params, state), losses = steps(params, state, stacked)
+        if not np.isfinite(losses).all():
+            raise Rejected(f"training diverged: the loss is not finite by step {done + _STEPS_PER_CALL}")
+        now = done + _STEPS_PER_CALL
+        progress(f"training, step {now} of {recipe.steps}, {float(losses[-1]) / math.log(2):.2f} bits", now / recipe.steps)
+    return {path: array.astype(np.float32) for path, array in unpack(model, jax.device_get(params)).items()}
+
+
+def _batch(rng: np.random.Generator, recipe: Recipe, corpus: Corpus) -> recall.Rows:
+    starts = rng.integers(len(corpus.train) - recipe.length - 1, size=recipe.text_rows)
+    text = np.stack([corpus.train[start : start + recipe.length + 1] for start in starts]).astype(np.int32)
+    asked = recall.rows(rng, recipe.recall_rows, recipe.length, corpus.train)
+    return recall.Rows(
+        np.concatenate([text[:, :-1], asked.inputs]),
+        np.concatenate([text[:, 1:], asked.labels]),
+        np.concatenate([np.ones_like(text[:, 1:], np.float32), np.float32(_RECALL_WEIGHT) * (asked.weights > 0)]),
+    )
+
+
+def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    def rate(peak: float) -> optax.Schedule:
+        rise = optax.linear_schedule(0.0, peak, recipe.warmup_steps)
+        fall = optax.linear_schedule(peak, 0.0, recipe.steps - recipe.warmup_steps)
+        return optax.join_schedules([rise, fall], [recipe.warmup_steps])
+
+    def matrices(params: Params) -> dict[str, MuonDimensionNumbers | None]:
+        # The last two axes are the matrix; stacked layers have one before them.
+        return {
+            path: MuonDimensionNumbers((array.ndim - 2,), (array.ndim - 1,))
+            if path.startswith("layers.") and path.endswith(".values")
+            else None
+            for path, array in params.items()
+        }
+
+    return muon(
+        rate(recipe.matrix_rate),
+        adam_learning_rate=rate(recipe.vector_rate),
+        adam_b1=0.9,
+        adam_b2=0.95,
+        muon_weight_dimension_numbers=matrices,
+    )
+
+
+def _save(folder: Path, weights: dict[str, np.ndarray], shape: DecoderShape) -> None:
+    with new_folder(folder) as draft:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(draft / "weights", weights)
+        digests = {path: _digest(array) for path, array in weights.items()}
+        write_json(draft / "record.json", {"shape": repr(shape), "sha256": digests})
+
+
+def _load(folder: Path) -> dict[str, np.ndarray] | None:
+    """The kept weights; None where there are none, or where they are not what was kept."""
+    if not (folder / "record.json").is_file():
+        return None
+    digests = read_yaml(folder / "record.json")["sha256"]
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            weights = checkpointer.restore(folder.absolute() / "weights")
+        except (ValueError, OSError, KeyError):
+            return None  # damaged: train again
+    weights = {path: np.asarray(array) for path, array in weights.items()}
+    return weights if {path: _digest(array) for path, array in weights.items()} == digests else None
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _code_digest() -> str:
+    package = Path(cosearch.__file__).parent
+    files = sorted(path for part in ("architecture", "quality") for path in (package / part).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]

@@ -1,0 +1,34 @@
+"""The processor this runs on. Its peaks are measured once and kept in the cache folder, by processor and jaxlib."""
+
+import json
+import os
+from pathlib import Path
+
+from cosearch.core.candidate import content_hash
+from cosearch.core.files import write_json
+from cosearch.core.target import Target
+from cosearch.measure.fingerprint import fingerprint
+from cosearch.targets import TARGETS, MeasurePeaks
+
+
+@TARGETS.register("cpu")
+def cpu(cache: Path, measure_peaks: MeasurePeaks) -> Target:
+    """Measured peaks; capacity is the machine's memory."""
+    versions = {name: fingerprint()[name] for name in ("processor", "cores", "jaxlib", "system")}
+    path = cache / "targets" / f"cpu-{content_hash(versions)}.json"
+    if path.is_file():
+        peaks = json.loads(path.read_text())["peaks"]
+    else:
+        peaks = dict(measure_peaks())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"versions": versions, "peaks": peaks})
+    return Target(
+        name="cpu",
+        platform=peaks["platform"],
+        source=f"measured on {versions['processor']}, {versions['cores']} cores",
+        peak_flops_per_s=peaks["peak_flops_per_s"],
+        bandwidth_bytes_per_s=peaks["bandwidth_bytes_per_s"],
+        capacity_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        cores=versions["cores"],
+        overhead_s=peaks["overhead_s"],
+    )
