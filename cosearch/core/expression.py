@@ -19,7 +19,7 @@ def _of_numbers(operation: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
     # Strings and lists are only compared: 'x' * 10**12 would fill the memory, and '%999999999d' % 1 as well.
     def apply(a: Any, b: Any) -> Any:
         for operand in (a, b):
-            if not isinstance(operand, int | float):
+            if isinstance(operand, str | list | tuple):
                 raise TypeError(f"{operand!r} is not a number")
         return operation(a, b)
 
@@ -78,6 +78,8 @@ class Expression:
         except (TypeError, ArithmeticError) as error:
             read = ", ".join(f"{name}={values[name]!r}" for name in sorted(self.names))
             raise UserError(f"{self._at()}: {error} (with {read})") from None
+        except RecursionError:
+            raise UserError(f"{self._at()[:200]}: too long or too deeply nested") from None
 
     def _at(self) -> str:
         return f"{self.where + ': ' if self.where else ''}expression {self.text!r}"

@@ -74,14 +74,26 @@ class Constraint:
                 return cls(metric.strip(), side, expression)
         raise UserError(f"{where}: {text!r} must read 'METRIC <= EXPRESSION' or 'METRIC >= EXPRESSION'")
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The metrics it needs of a trial."""
+        return frozenset({self.metric}) | (self.bound.names - {"reference"})
+
     def excess(self, values: Mapping[str, float], reference: Mapping[str, float]) -> float:
         """By what fraction of the bound it is broken; 0 where it holds, infinity where a metric is missing."""
-        known = {**values, "reference": reference[self.metric]} if self.metric in reference else values
-        if self.metric not in values or not self.bound.names <= known.keys():
+        needs_reference = "reference" in self.bound.names
+        if not self.reads <= values.keys() or (needs_reference and self.metric not in reference):
             return float("inf")
-        bound = float(self.bound(known))
-        over = values[self.metric] - bound if self.side == "<=" else bound - values[self.metric]
-        return 0.0 if over <= 0 else over / max(abs(bound), 1e-12)
+        bound, over = self._over(values, reference)
+        return float(max(over, 0.0) / max(abs(bound), 1e-12))
+
+    def holds(self, values: Mapping[str, Any], reference: Mapping[str, float]) -> Any:
+        """Whether it holds, for numbers or elementwise for arrays."""
+        return self._over(values, reference)[1] <= 0
+
+    def _over(self, values: Mapping[str, Any], reference: Mapping[str, float]) -> tuple[Any, Any]:
+        bound = self.bound({**values, "reference": reference.get(self.metric, float("nan"))})
+        return bound, values[self.metric] - bound if self.side == "<=" else bound - values[self.metric]
 
     def __str__(self) -> str:
         return f"{self.metric} {self.side} {self.bound.text}"

@@ -72,11 +72,17 @@ class Trial:
 
 
 class Stage(Protocol):
-    """Anything that scores a candidate. `depends_on` says which results it may share: all candidates whose
-    `latency_key` or `quality_key` is equal get the same metrics from it."""
+    """Anything that scores a candidate. All candidates whose key `depends_on` ("latency_key" or "quality_key") is equal
+    share the metrics that it `provides`."""
 
-    name: str
-    depends_on: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def depends_on(self) -> str: ...
+
+    @property
+    def provides(self) -> frozenset[str]: ...
 
     def __call__(self, candidate: Candidate, problem: Problem) -> Metrics:
         """Score `candidate`.

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cosearch.core.errors import Rejected
+from cosearch.core.errors import Rejected, UserError
 
 _MAX_REPLY_BYTES = 64 * 1024 * 1024
 _LOG_LINES = 60
@@ -49,6 +49,7 @@ class Worker:
         Raises:
             WorkerFailed: it crashed, took longer than `timeout_s`, or answered nonsense.
             Rejected: the task refused; the reason is its own.
+            UserError: the input or the machine is at fault, not the candidate.
         """
         process = self._started()
         nonce = secrets.token_hex(8)
@@ -71,6 +72,8 @@ class Worker:
         except BaseException:
             self.stop()
             raise
+        if "user_error" in reply:
+            raise UserError(str(reply["user_error"]))
         if "rejected" in reply:
             raise Rejected(str(reply["rejected"]))
         return reply["result"]

@@ -99,12 +99,6 @@ def evaluate_quality(
     return evaluate(model, axes.served_params(candidate, model, weights), quality, text)
 
 
-def describe_corpus(work: Workbench, progress: Progress, corpus: str) -> dict[str, Any]:
-    """The digest and sizes of a corpus; raises UserError where it cannot be used."""
-    text = work.corpus(corpus)
-    return {"digest": text.digest, "train_bytes": len(text.train), "held_out_bytes": len(text.held_out)}
-
-
 def compare_candidates(
     work: Workbench, progress: Progress, points: Sequence[Mapping[str, Any]], workload: Mapping[str, Any], rounds: int
 ) -> dict[str, Any]:
@@ -155,7 +149,6 @@ TASKS: dict[str, Task] = {
     "verify": verify_candidate,
     "measure": measure_candidate,
     "quality": evaluate_quality,
-    "corpus": describe_corpus,
     "compare": compare_candidates,
     "artifact": write_artifact,
 }

@@ -4,6 +4,7 @@ It ends when its parent does: a thread watches the input, so even a task that ne
 process alive for long after the parent is gone.
 """
 
+import errno
 import json
 import os
 import queue
@@ -46,10 +47,15 @@ def main() -> None:
         try:
             result = TASKS[request["task"]](bench, progress, **request["arguments"])
             send({"id": nonce, "result": result})
-        except (Rejected, UserError) as error:
+        except Rejected as error:
             send({"id": nonce, "rejected": str(error)})
+        except UserError as error:
+            send({"id": nonce, "user_error": str(error)})
         except Exception as error:  # the one place where whatever a candidate raises becomes data
             traceback.print_exc()
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                send({"id": nonce, "user_error": f"the disk is full: {error.filename or 'no space left'}"})
+                continue
             send({"id": nonce, "rejected": f"{type(error).__name__}: {str(error)[:2000]}"})
 
 

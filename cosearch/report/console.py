@@ -66,12 +66,12 @@ class ConsoleTracker:
             emoji=False,
             highlight=False,
         )
-        # The display is gone when the search ends, the summary takes its place.
-        self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=4, transient=True)
         self._terminal = terminal
         self._pace = Pace(_REFRESH_S)
         self._standing = _Standing(at_s=time.monotonic())
         self._stage = ("starting", "", 0.0)
+        # The display is gone when the search ends, the summary takes its place.
+        self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=4, transient=True)
 
     def start(self, archive: Archive) -> None:
         problem, space, budget = self._run.problem, self._run.space, self._run.budget
@@ -126,24 +126,18 @@ class ConsoleTracker:
     def _say_front(self, archive: Archive, front: list[Trial], outcome: Outcome) -> None:
         best = knee(archive, front)
         metrics = [objective.metric for objective in self._run.problem.objectives]
-        knobs = text.names(text.varying(front))
         table = Table(box=box.SIMPLE, title=f"The front: {len(front)} points", title_justify="left")
         table.add_column("")
         table.add_column("uid", no_wrap=True)
         for metric in metrics:
             table.add_column(text.label(metric), justify="right", no_wrap=True)
-        table.add_column("differs from the reference in")
-        table.add_column("choices that vary over the front", ratio=1)
+        table.add_column("differs from the reference in", ratio=1)
         for trial in front[:_MOST_ROWS]:
-            point = trial.candidate.point
-            axes = trial.candidate.differing_axes(self._run.space.reference)
-            chosen = ", ".join(f"{name} {text.worded(point[knob])}" for knob, name in knobs.items() if knob in point)
             table.add_row(
                 "knee" if trial is best else "",
                 trial.uid,
                 *(text.figure(metric, trial.values[metric]) for metric in metrics),
-                ", ".join(axes) or "nothing",
-                chosen,
+                text.choices(trial.candidate, self._run.space.reference),
                 style="bold" if trial is best else None,
             )
         self._console.print(table)
@@ -165,7 +159,7 @@ class ConsoleTracker:
         table.add_column("uid", no_wrap=True)
         table.add_column("objectives", no_wrap=True)
         table.add_column("breaks")
-        table.add_column("choices", ratio=1)
+        table.add_column("differs from the reference in", ratio=1)
         for trial in near:
             table.add_row(
                 trial.uid,
@@ -199,19 +193,18 @@ class ConsoleTracker:
         by_trials = (budget.trials - now.done) * now.spent_s / now.done if now.done else by_time
         return min(by_time, by_trials)
 
-    def _picture(self) -> Table:
+    def _picture(self) -> rich.console.Group:
         """Drawn by the display's own thread, from values that are replaced and never changed."""
         now, budget, (stage, detail, fraction) = self._standing, self._run.budget, self._stage
-        picture = Table.grid(padding=(0, 2))
-        picture.add_row(Text("trials", "bold"), _bar(now.done / max(1, budget.trials)), f"{now.done}/{budget.trials}")
-        picture.add_row(Text(stage, "bold"), _bar(fraction), detail)
-        picture.add_row(
-            Text("front", "bold"),
-            f"{now.front} points",
-            f"hypervolume {now.hypervolume:.3f}   {now.failed} failed   {text.duration(self._left_s())} left",
+        bars = Table.grid(padding=(0, 2))
+        bars.add_row(Text("trials", "bold"), _bar(now.done / max(1, budget.trials)), f"{now.done}/{budget.trials}")
+        bars.add_row(Text(stage, "bold"), _bar(fraction), detail)
+        left = text.duration(self._left_s())
+        return rich.console.Group(
+            bars,
+            f"{now.front} points on the front, hypervolume {now.hypervolume:.3f}, {now.failed} failed, {left} left",
+            f"best: {now.best}",
         )
-        picture.add_row(Text("best", "bold"), "", now.best)
-        return picture
 
 
 def _path(path: Path) -> str:

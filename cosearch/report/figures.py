@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 from statistics import median
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -15,10 +16,12 @@ from cosearch.core.trial import Trial
 from cosearch.report import Outcome, Run, text
 from cosearch.report.pareto import knee, predicted_and_measured
 
-_COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#06b6d4", "#84cc16", "#ec4899")
+_COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#a855f7", "#06b6d4", "#84cc16", "#ec4899", "#a16207")
+_REFERENCE = "#ef4444"
 _GREY = "rgba(128,136,150,0.6)"
 _STRONG = "#8b93a3"
 _GRID = "rgba(128,136,150,0.22)"
+_LOG_SPAN = 3.0
 _ATTENTION = "architecture.attention"
 
 
@@ -28,18 +31,17 @@ def front(run: Run, archive: Archive, outcome: Outcome) -> go.Figure:
     complete = [trial for trial in archive if run.problem.losses(trial.values, archive.reference) is not None]
     feasible = archive.feasible()
     best = archive.front()
-    known = {trial.uid for trial in feasible}
     figure = _figure()
-    broken = [trial for trial in complete if trial.uid not in known]
     hollow = {"size": 7, "color": "rgba(0,0,0,0)", "line": {"color": _GREY, "width": 1.2}}
-    figure.add_trace(plane.dots("breaks a constraint", broken, hollow))
-    figure.add_trace(plane.dots("feasible", feasible, {"size": 6, "color": _GREY}))
+    figure.add_trace(plane.dots("infeasible", _without(complete, feasible), hollow))
+    dots = {"size": 6, "color": _GREY}
+    figure.add_trace(plane.dots("feasible, not on the front", _without(feasible, best), dots))
     if best:
         figure.add_trace(plane.steps(best))
         for trace in _front_dots(run, plane, best):
             figure.add_trace(trace)
     if archive.reference and archive[archive.reference_uid] in complete:
-        star = {"size": 15, "symbol": "star", "color": _COLOURS[3], "line": {"color": "white", "width": 1}}
+        star = {"size": 15, "symbol": "star", "color": _REFERENCE, "line": {"color": "white", "width": 1}}
         figure.add_trace(plane.dots("reference", [archive[archive.reference_uid]], star))
     if chosen := knee(archive, best):
         ring = {"size": 21, "symbol": "circle-open", "color": _STRONG, "line": {"width": 2}}
@@ -113,9 +115,9 @@ def prediction(run: Run, archive: Archive, name: str) -> go.Figure | None:
             hovertemplate="%{text}<extra></extra>",
         )
     )
-    kind = _axis_type(name)
-    figure.update_xaxes(title=f"measured {_title(name, unit)}", type=kind)
-    figure.update_yaxes(title=f"predicted {_title(name, unit)}", type=kind)
+    scaling = _scaling(name, measured)
+    figure.update_xaxes(title=f"measured {_title(name, unit)}", **scaling)
+    figure.update_yaxes(title=f"predicted {_title(name, unit)}", **scaling)
     return figure.update_layout(height=340, showlegend=False)
 
 
@@ -127,11 +129,15 @@ class _Plane:
         self._order = {trial.uid: float(index) for index, trial in enumerate(archive, start=1)}
         shown = run.problem.objectives[:2]
         self._objectives: tuple[Objective | None, ...] = shown if len(shown) == 2 else (None, *shown)
+        self._values = [
+            [trial.values[objective.metric] for trial in archive if objective.metric in trial.values]
+            if objective
+            else list(self._order.values())
+            for objective in self._objectives
+        ]
         self._scales = [
-            text.scale(o.metric, median([t.values[o.metric] for t in archive if o.metric in t.values] or [1.0]))
-            if o
-            else (1.0, "")
-            for o in self._objectives
+            text.scale(objective.metric, median(values or [1.0])) if objective else (1.0, "")
+            for objective, values in zip(self._objectives, self._values, strict=True)
         ]
 
     def at(self, uid: str, values: Mapping[str, float]) -> tuple[float, float] | None:
@@ -144,7 +150,7 @@ class _Plane:
         )
         return x, y
 
-    def dots(self, name: str, trials: Sequence[Trial], marker: Mapping[str, object]) -> go.Scatter:
+    def dots(self, name: str, trials: Sequence[Trial], marker: Mapping[str, Any]) -> go.Scatter:
         """Trials as markers that tell all about themselves."""
         found = [(place, trial) for trial in trials if (place := self.at(trial.uid, trial.values))]
         return go.Scatter(
@@ -177,14 +183,14 @@ class _Plane:
             showlegend=False,
         )
 
-    def axis(self, index: int) -> dict[str, object]:
+    def axis(self, index: int) -> dict[str, Any]:
         """The settings of the x (0) or y (1) axis."""
         objective = self._objectives[index]
         if objective is None:
             return {"title": "trials"}
         better = "lower is better" if objective.goal == "minimize" else "higher is better"
         title = f"{_title(objective.metric, self._scales[index][1])}, {better}"
-        return {"title": title, "type": _axis_type(objective.metric)}
+        return {"title": title, **_scaling(objective.metric, self._values[index])}
 
 
 def _front_dots(run: Run, plane: _Plane, best: Sequence[Trial]) -> list[go.Scatter]:
@@ -233,6 +239,11 @@ def _add_plain(figure: go.Figure, plane: _Plane, archive: Archive, outcome: Outc
 _BY_WEIGHTS = frozenset({"bits_per_byte", "recall_accuracy", "parameters"})
 
 
+def _without(trials: Sequence[Trial], others: Sequence[Trial]) -> list[Trial]:
+    left_out = {trial.uid for trial in others}
+    return [trial for trial in trials if trial.uid not in left_out]
+
+
 def _hover(run: Run, trial: Trial) -> str:
     found = text.differences(trial.candidate, run.space.reference)
     short = text.names(found)
@@ -250,8 +261,11 @@ def _title(metric: str, unit: str) -> str:
     return f"{text.label(metric)}{f' ({unit}{per})' if unit else ''}"
 
 
-def _axis_type(metric: str) -> str:
-    return "log" if metric == "latency_s" else "linear"
+def _scaling(metric: str, values: Sequence[float]) -> dict[str, Any]:
+    """A logarithmic axis for a latency that spans enough of it to have ticks at 1, 2 and 5."""
+    if metric != "latency_s" or not values or min(values) <= 0 or max(values) < _LOG_SPAN * min(values):
+        return {"type": "linear"}
+    return {"type": "log", "dtick": "D2", "tickformat": "~g"}
 
 
 def _figure() -> go.Figure:
@@ -267,5 +281,6 @@ def _figure() -> go.Figure:
             "yaxis": axis,
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
             "hoverlabel": {"align": "left"},
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": _GREY, "activecolor": _STRONG},
         }
     )

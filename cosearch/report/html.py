@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import plotly.graph_objects as go
 import plotly.io
+from plotly.offline import get_plotlyjs
 
 from cosearch.core.archive import Archive
 from cosearch.core.files import write_text
@@ -57,12 +58,11 @@ def page(run: Run, archive: Archive, outcome: Outcome, state: str = "") -> str:
     """The whole report as one HTML document."""
     data = document(run, archive, outcome)
     best = archive.front()
-    draw = _Drawer()
     predictions = [(name, figures.prediction(run, archive, name)) for name in PREDICTED]
     charts = [
         _section(
             "Hypervolume",
-            draw(figures.hypervolume(archive)),
+            _draw("hypervolume", figures.hypervolume(archive)),
             "Of the front so far, in losses relative to the reference; more is better.",
         )
     ]
@@ -70,13 +70,16 @@ def page(run: Run, archive: Archive, outcome: Outcome, state: str = "") -> str:
         if figure and (error := data["prediction_error"][name]):
             inside = f", {error['coverage']:.0%} inside the 90 % interval" if error["coverage"] is not None else ""
             note = f"{error['count']} trials, mean error {error['mape']:.1%}{inside}."
-            charts.append(_section(f"Predicted and measured {text.label(name)}", draw(figure), note))
+            charts.append(
+                _section(f"Predicted and measured {text.label(name)}", _draw(f"predicted-{name}", figure), note)
+            )
     return _PAGE.substitute(
         title=escape(text.plain(run.experiment)),
         state=escape(f"{state} Written {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}.".strip()),
         searched=_searched(run),
         headline=_headline(data, outcome),
-        front=draw(figures.front(run, archive, outcome)),
+        plotly=get_plotlyjs(),
+        front=_draw("front", figures.front(run, archive, outcome)),
         charts="".join(charts),
         points=_points(run, archive, best, outcome),
         failures=_failures(archive),
@@ -84,21 +87,9 @@ def page(run: Run, archive: Archive, outcome: Outcome, state: str = "") -> str:
     )
 
 
-class _Drawer:
-    """Turns figures into HTML; the first brings plotly's script with it."""
-
-    def __init__(self) -> None:
-        self._drawn = 0
-
-    def __call__(self, figure: go.Figure) -> str:
-        self._drawn += 1
-        return plotly.io.to_html(
-            figure,
-            full_html=False,
-            include_plotlyjs=self._drawn == 1,
-            div_id=f"figure-{self._drawn}",
-            config={"displaylogo": False, "responsive": True},
-        )
+def _draw(name: str, figure: go.Figure) -> str:
+    settings = {"displaylogo": False, "responsive": True}
+    return plotly.io.to_html(figure, full_html=False, include_plotlyjs=False, div_id=name, config=settings)
 
 
 def _searched(run: Run) -> str:
@@ -128,7 +119,9 @@ def _headline(data: dict, outcome: Outcome) -> str:
     ]
     if outcome.comparison:
         low, high = outcome.comparison.interval
-        figures_shown.append((f"{outcome.comparison.speedup:.3g}×", f"speed, measured [{low:.3g}, {high:.3g}]"))
+        figures_shown.append(
+            (f"{outcome.comparison.speedup:.3g}×", f"the plain speed, measured; {low:.3g} to {high:.3g}")
+        )
     cards = "".join(f"<div><b>{value}</b><span>{escape(name)}</span></div>" for value, name in figures_shown)
     claim = (
         f"<p>{escape(outcome.comparison.uid)}: {escape(text.speedup(outcome.comparison))}: "
@@ -251,10 +244,12 @@ a { color: var(--link); }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 500; white-space: nowrap; }
-td { overflow-wrap: anywhere; min-width: 3.2rem; }
+td { white-space: nowrap; }
+td:last-child { white-space: normal; min-width: 12rem; overflow-wrap: anywhere; }
 code { font-size: .84rem; white-space: nowrap; }
 .js-plotly-plot :is(.xtick, .ytick, .infolayer, .legend, .cbaxis) text { fill: var(--text) !important; }
 </style>
+<script>$plotly</script>
 </head>
 <body>
 <h1>$title</h1>
@@ -271,6 +266,10 @@ $points
 $failures
 <h2>Environment</h2>
 $environment
+<script>
+// The figures were drawn while the page was still growing; they now take the width that they have.
+window.dispatchEvent(new Event("resize"));
+</script>
 </body>
 </html>
 """)

@@ -1,7 +1,6 @@
 """How figures, choices and verdicts are worded for people: the terminal, the report and W&B say the same."""
 
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -14,8 +13,8 @@ from cosearch.report import Comparison
 _LABELS = {
     "latency_s": "latency",
     "memory_bytes": "memory",
-    "weight_bytes": "weights",
-    "cache_bytes": "cache",
+    "weight_bytes": "weight size",
+    "cache_bytes": "cache size",
     "bits_per_byte": "bits/byte",
     "recall_accuracy": "recall",
     "numerical_error": "numerical error",
@@ -33,12 +32,12 @@ _SCALES = {
 
 def plain(text: object, limit: int = 300) -> str:
     """`text` on one line, without the control characters by which it could steer a terminal, and clipped."""
-    printable = (
-        " " if letter.isspace() else letter
-        for letter in str(text)
-        if letter.isspace() or not unicodedata.category(letter).startswith("C")
-    )
-    line = " ".join("".join(printable).split())
+    line = str(text)
+    if not line.isprintable():
+        line = "".join(
+            " " if letter.isspace() else letter for letter in line if letter.isspace() or letter.isprintable()
+        )
+    line = " ".join(line.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
@@ -103,10 +102,12 @@ def differences(candidate: Candidate, reference: Candidate) -> dict[str, Value]:
 
 
 def choices(candidate: Candidate, reference: Candidate) -> str:
-    """In what a candidate differs from the reference: 'attention gqa, kv_heads 2'."""
-    found = differences(candidate, reference)
-    short = names(found)
-    return ", ".join(f"{short[knob]} {worded(value)}" for knob, value in found.items()) or "the reference"
+    """In what a candidate differs from the reference, by axis: 'architecture: depth 4; precision: weights int8'."""
+    axes: dict[str, list[str]] = {}
+    for knob, value in differences(candidate, reference).items():
+        axis, _, name = knob.partition(".")
+        axes.setdefault(axis, []).append(f"{plain(name)} {worded(value)}")
+    return "; ".join(f"{axis}: {', '.join(chosen)}" for axis, chosen in axes.items()) or "the reference"
 
 
 def objectives(problem: Problem, values: Mapping[str, float]) -> str:

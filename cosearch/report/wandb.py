@@ -29,7 +29,6 @@ _INTERRUPTED_S = 3.0
 _ENVIRONMENT = {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off", "WANDB_ERROR_REPORTING": "false"}
 
 
-@TRACKERS.register("wandb")
 class WandbTracker:
     """Sends trials as rows, and the table of all trials and the front now and then; `limit_s` bounds `finish`."""
 
@@ -76,8 +75,9 @@ class WandbTracker:
             "failed": int(trial.failure is not None),
             "seconds": sum(trial.seconds.values()),
         }
+        keeps_up = self._queue.empty()
         self._offer({"row": row})
-        if self._queue.empty():  # a process that lags behind is not given more to draw
+        if keeps_up:  # a process that lags behind is not given more to draw
             self._pace.run(lambda: self._offer({"picture": self._picture(archive, Outcome())}))
 
     def finish(self, archive: Archive, outcome: Outcome) -> None:
@@ -97,9 +97,10 @@ class WandbTracker:
         self._offer(None, deadline)
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            self._trouble = "it took longer than its limit"
             if self._process and self._process.poll() is None:
                 os.killpg(self._process.pid, signal.SIGKILL)
+            self._thread.join(1.0)
+            self._trouble = "it took longer than its limit"
 
     def _picture(self, archive: Archive, outcome: Outcome) -> dict[str, Any]:
         """All trials as a table, and the front as a figure."""
@@ -175,6 +176,10 @@ class WandbTracker:
         with stream:
             while piece := stream.readline(2000):
                 self._last_words = piece.decode(errors="replace").strip() or self._last_words
+
+
+# Not as a decorator, after which a type checker would no longer know of `limit_s`.
+TRACKERS.register("wandb")(WandbTracker)
 
 
 def run_id(run: Run) -> str:

@@ -54,7 +54,7 @@ def _show(run: Any, picture: Mapping[str, Any]) -> None:
     }
     if len(plane) == 2 and set(plane) <= set(columns):
         at = [columns.index(name) for name in plane]
-        complete = [[row[0], *(row[i] for i in at)] for row in rows if all(row[i] is not None for i in at)]
+        complete: list[Any] = [[row[0], *(row[i] for i in at)] for row in rows if all(row[i] is not None for i in at)]
         table = wandb.Table(columns=["uid", *plane], data=complete)
         shown["pareto"] = wandb.plot.scatter(table, *plane, title="Trials")
     run.log({**shown, "hypervolume": picture["summary"]["hypervolume"]})

@@ -1,0 +1,186 @@
+"""The command line: `python -m cosearch [search] experiment=… key=value …`, and the other verbs.
+
+The only file that imports Hydra: it composes `conf/` into plain data and hands that on. Nothing in a config is ever
+imported or called; names go through the registries.
+"""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cosearch.core.errors import UserError
+from cosearch.core.registry import did_you_mean
+
+USAGE = """python -m cosearch [search] experiment=NAME [key=value …]   search, and write the front's artifacts
+python -m cosearch resume run=DIR                               continue a search after any stop
+python -m cosearch report run=DIR                               write pareto.json and report.html anew
+python -m cosearch generate artifact=DIR prompt=TEXT [tokens=64] [temperature=0] [seed=0]
+python -m cosearch doctor                                       what this machine can do, and what is missing"""
+
+_INTERRUPTED = 130
+_BAD_INPUT = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code: 0, 2 for bad input, 130 when stopped."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        verb = arguments.pop(0) if arguments and "=" not in arguments[0] else "search"
+        if verb in ("help", "-h", "--help"):
+            print(USAGE)
+        elif verb not in VERBS:
+            raise UserError(f"unknown verb {verb!r}{did_you_mean(verb, tuple(VERBS))}\n{USAGE}")
+        else:
+            VERBS[verb](arguments)
+    except UserError as error:
+        print(f"cosearch: {error}", file=sys.stderr)
+        return _BAD_INPUT
+    except KeyboardInterrupt:
+        print("\ncosearch: stopped; a search continues with: python -m cosearch resume run=DIR", file=sys.stderr)
+        return _INTERRUPTED
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"cosearch: the disk is full: {error.filename or 'no space left'}; free some, then resume", file=sys.stderr)
+        return _BAD_INPUT
+    return 0
+
+
+def search(overrides: list[str]) -> None:
+    """`[search] experiment=NAME key=value …`"""
+    config = compose(overrides)
+    from cosearch import run
+
+    run.start(config)
+
+
+def resume(arguments: list[str]) -> None:
+    """`resume run=DIR`"""
+    options = _options(arguments, {"run": Path})
+    from cosearch import run
+
+    run.resume(options["run"])
+
+
+def report(arguments: list[str]) -> None:
+    """`report run=DIR`"""
+    options = _options(arguments, {"run": Path})
+    from cosearch import run
+
+    run.report(options["run"])
+
+
+def generate(arguments: list[str]) -> None:
+    """`generate artifact=DIR prompt=TEXT tokens=64 temperature=0 seed=0`"""
+    defaults = {"tokens": 64, "temperature": 0.0, "seed": 0}
+    kinds = {"artifact": Path, "prompt": str, "tokens": int, "temperature": float, "seed": int}
+    options = _options(arguments, kinds, defaults)
+    from cosearch.artifact.generate import generate as continue_text
+    from cosearch.artifact.load import load
+
+    artifact = load(options["artifact"])
+    if artifact.recompiled:
+        print(f"cosearch: compiled again from the StableHLO ({artifact.recompiled})", file=sys.stderr)
+    made = continue_text(artifact, options["prompt"], options["tokens"], options["temperature"], options["seed"])
+    print(options["prompt"] + made.text)
+    print(f"\n{made.tokens} tokens, {made.tokens_per_s:.0f} tokens/s; prompt read in {made.prefill_s * 1e3:.1f} ms")
+
+
+def doctor(arguments: list[str]) -> None:
+    """`doctor`"""
+    _options(arguments, {})
+    from cosearch.doctor import examine
+
+    examine()
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "search": search,
+    "resume": resume,
+    "report": report,
+    "generate": generate,
+    "doctor": doctor,
+}
+
+
+def compose(overrides: list[str]) -> dict[str, Any]:
+    """The settings that `conf/` and the overrides amount to, as plain data.
+
+    Raises:
+        UserError: an override is malformed, or names a file, key or value that does not exist.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from cosearch.paths import CONF
+
+    # The knobs of a space are no keys of the config, so to set one is to add it.
+    overrides = [f"++{override}" if override.startswith("knobs.") else override for override in overrides]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3", job_name="cosearch"):
+            config = OmegaConf.to_container(hydra_compose("config", overrides), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(error, CONF)) from None
+    assert isinstance(config, dict)
+    if config.get("experiment") is None:
+        known = ", ".join(sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+        raise UserError(f"experiment=NAME is missing. Allowed: {known}\n{USAGE}")
+    config["knobs"] = _flat(config["knobs"] or {})
+    return {str(key): value for key, value in config.items()}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _explain(error: Exception, conf: Path) -> str:
+    """Hydra's message without its search path and its advice about its own syntax."""
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    kept = []
+    for line in lines:
+        if line.startswith(("Config search path", "provider=", "To append", "Set the env variable", "full_key", "object_type")):
+            break
+        kept.append(line)
+    cause = f" {error.__cause__}".splitlines()[0] if error.__cause__ else ""
+    return f"{conf}/config.yaml: {' '.join(kept)}{cause}"
+
+
+def _options(arguments: list[str], kinds: Mapping[str, Callable[[str], Any]], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`key=value` arguments of a verb other than search."""
+    options = dict(defaults or {})
+    for argument in arguments:
+        key, found, value = argument.partition("=")
+        if not found or key not in kinds:
+            raise UserError(f"{argument!r}: unknown option{did_you_mean(key, tuple(kinds))}")
+        try:
+            options[key] = kinds[key](value)
+        except ValueError:
+            raise UserError(f"{key}={value}: is not of the kind {kinds[key].__name__}") from None
+    for key in kinds:
+        if key not in options:
+            raise UserError(f"{key}=… is missing\n{USAGE}")
+    return options
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code) if code == _INTERRUPTED else sys.exit(code)

@@ -1,0 +1,94 @@
+"""Gaussian-process regression: predictions that know how uncertain they are, from few examples."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+from scipy.optimize import minimize
+
+_JITTER = 1e-8
+_SCALE_PRIOR = (np.log(2.0), 1.0)
+"""Mean and deviation of the log length scales, in units of standardised features: a feature matters little until
+the data say otherwise, which keeps many features usable with few examples."""
+_NOISE_PRIOR = (np.log(0.1), 1.0)
+
+
+@dataclass(frozen=True)
+class GaussianProcess:
+    """A fitted process with a Matérn-5/2 kernel and a length scale for each feature (Rasmussen and Williams 2006).
+
+    Scales, signal and noise are the maximum of the marginal likelihood under weak priors.
+    """
+
+    _features: np.ndarray
+    _center: np.ndarray
+    _spread: np.ndarray
+    _mean: float
+    _size: float
+    _log_scales: np.ndarray
+    _log_noise: float
+    _factor: tuple[np.ndarray, bool]
+    _weights: np.ndarray
+
+    @classmethod
+    def fit(cls, features: np.ndarray, values: np.ndarray) -> "GaussianProcess":
+        """Fit to `values` [n] at `features` [n, d]; with one example, or equal values, it says little and wide."""
+        center, spread = features.mean(axis=0), features.std(axis=0)
+        spread = np.where(spread > 1e-9, spread, 1.0)
+        x = (features - center) / spread
+        mean, size = float(values.mean()), max(float(values.std()), 1e-6)
+        y = (values - mean) / size
+        squares = np.square(x[:, None, :] - x[None, :, :])
+        start = np.concatenate([np.full(x.shape[1], _SCALE_PRIOR[0]), [_NOISE_PRIOR[0]]])
+        bounds = [(-2.0, 6.0)] * x.shape[1] + [(np.log(1e-3), np.log(1.0))]
+        found = minimize(
+            _negative_posterior, start, args=(squares, y), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60}
+        ).x
+        log_scales, log_noise = found[:-1], float(found[-1])
+        kernel = _matern(squares, log_scales) + (np.exp(2 * log_noise) + _JITTER) * np.eye(len(y))
+        factor = cho_factor(kernel, lower=True)
+        return cls(x, center, spread, mean, size, log_scales, log_noise, factor, cho_solve(factor, y))
+
+    def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation [n] of new measurements at `features` [n, d], noise included."""
+        x = (features - self._center) / self._spread
+        scales = np.exp(self._log_scales)
+        cross = _matern_of_distance(_squared_distances(x / scales, self._features / scales))
+        mean = cross @ self._weights
+        variance = 1.0 - np.einsum("ij,ji->i", cross, cho_solve(self._factor, cross.T))
+        deviation = np.sqrt(np.maximum(variance, 0.0) + np.exp(2 * self._log_noise))
+        return self._mean + self._size * mean, self._size * deviation
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1)[None, :] - 2 * a @ b.T, 0.0)
+
+
+def _matern_of_distance(squared: np.ndarray) -> np.ndarray:
+    r = np.sqrt(5 * squared)
+    return (1 + r + r**2 / 3) * np.exp(-r)
+
+
+def _matern(squares: np.ndarray, log_scales: np.ndarray) -> np.ndarray:
+    return _matern_of_distance(squares @ np.exp(-2 * log_scales))
+
+
+def _negative_posterior(parameters: np.ndarray, squares: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
+    log_scales, log_noise = parameters[:-1], parameters[-1]
+    inverse = np.exp(-2 * log_scales)
+    squared = squares @ inverse
+    r = np.sqrt(5 * squared)
+    noise = np.exp(2 * log_noise)
+    kernel = (1 + r + r**2 / 3) * np.exp(-r) + (noise + _JITTER) * np.eye(len(y))
+    factor = cho_factor(kernel, lower=True)
+    weights = cho_solve(factor, y)
+    value = 0.5 * y @ weights + np.log(np.diag(factor[0])).sum()
+    # d(value)/d(parameter) = 1/2 tr((K^-1 - w w^T) dK/d(parameter))
+    inner = cho_solve(factor, np.eye(len(y))) - np.outer(weights, weights)
+    slope = inner * (5 / 3) * (1 + r) * np.exp(-r)
+    gradient = np.concatenate([0.5 * np.einsum("ij,ijd->d", slope, squares) * inverse, [noise * np.trace(inner)]])
+    for prior, part in ((_SCALE_PRIOR, slice(0, -1)), (_NOISE_PRIOR, slice(-1, None))):
+        off = (parameters[part] - prior[0]) / prior[1]
+        value += 0.5 * float(off @ off)
+        gradient[part] += off / prior[1]
+    return float(value), gradient

@@ -1,0 +1,1 @@
+"""What a candidate will cost on a target: features, a roofline, and a learned residual on top of it."""

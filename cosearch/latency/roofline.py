@@ -1,0 +1,26 @@
+"""The roofline (Williams et al. 2009): no run is faster than its bytes over the bandwidth or its operations over the
+peak. It is the prior mean of the learned model, and the floor below which a measurement is not believed.
+"""
+
+from cosearch.core.candidate import Candidate
+from cosearch.core.target import Target
+from cosearch.core.workload import Workload
+from cosearch.latency.features import Work, work
+from cosearch.precision import Precision
+
+
+def floor_s(work: Work, peak_flops_per_s: float, target: Target) -> float:
+    """Seconds that one run takes at least, by the target's peaks."""
+    return max((work.weight_bytes + work.cache_bytes) / target.bandwidth_bytes_per_s, work.flops / peak_flops_per_s)
+
+
+def latency_s(candidate: Candidate, workload: Workload, target: Target) -> float:
+    """Seconds a token if nothing but the roofline and the overhead of each operation held it back."""
+    dtype = Precision.of(candidate.precision).activations
+    peak = target.peak_flops_per_s.get(dtype, max(target.peak_flops_per_s.values()))
+    total = 0.0
+    for point in workload.points:
+        done = work(candidate, point)
+        run_s = floor_s(done, peak, target) + done.products * target.overhead_s
+        total += point.weight * run_s / (point.tokens / point.batch)
+    return total / sum(point.weight for point in workload.points)

@@ -1,0 +1,193 @@
+"""Screen thousands of proposals by what a surrogate expects of them, and measure only the most promising.
+
+Another proposer supplies the proposals, and one-knob neighbours of the front join them. The surrogate is the learned
+latency and quality models. What counts is the expected gain of hypervolume under the models' uncertainty, over draws
+from it, for each second that the candidate will cost: a new architecture must be trained, a known one in a new format
+or schedule need not.
+
+The first candidates are a fixed design that depends on the seed alone: few architectures, so that few trainings
+teach the most, crossed with many formats, patterns and schedules.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cosearch.core import pareto
+from cosearch.core.candidate import Candidate
+from cosearch.core.metric import Metrics, predicted
+from cosearch.core.problem import LOSS_LIMIT
+from cosearch.core.trial import Trial
+from cosearch.latency.model import LatencyModel, Prediction
+from cosearch.proposers import PROPOSERS, Setting
+from cosearch.quality.predictor import QualityModel
+
+_DRAWS = 16
+_EXACT = 250
+"""Proposals whose expected gain is computed exactly, of the thousands considered."""
+_Z90 = 1.645
+_DESIGN_TRIES = 400
+
+
+@PROPOSERS.register("surrogate")
+class SurrogateProposer:
+    """Options: `inner` proposer, `pool` proposals screened for each ask, `design` candidates proposed before the
+    first screening, `architectures` among those."""
+
+    def __init__(self, setting: Setting) -> None:
+        options = setting.options
+        self._space, self._problem = setting.space, setting.problem
+        self._inner = PROPOSERS[str(options.get("inner", "nevergrad"))](setting)
+        self._pool = int(options.get("pool", 1500))
+        self._rng = np.random.default_rng(setting.seed)
+        self._models = (LatencyModel(setting.space, setting.problem), QualityModel(setting.space))
+        self._trials: dict[str, Trial] = {}
+        self._proposed: set[str] = {setting.space.reference.uid}
+        self._considered: dict[str, Candidate] = {}
+        self._design = self._first(int(options.get("design", 24)), int(options.get("architectures", 6)))
+        self._fitted = 0
+
+    def ask(self, n: int) -> Sequence[Candidate]:
+        design = [candidate for candidate in self._design if candidate.uid not in self._proposed]
+        chosen = design[:n] if design or not self._reference else self._screen(n)
+        self._proposed |= {candidate.uid for candidate in chosen}
+        return chosen
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        self._trials |= {trial.uid: trial for trial in trials}
+        self._proposed |= {trial.uid for trial in trials}
+        self._inner.tell(trials)
+
+    def predict(self, candidate: Candidate) -> Metrics:
+        """What the models expect of one candidate, with 90 % intervals; nothing before they have learnt."""
+        self._fit()
+        if not self._fitted:
+            return {}
+        found = {}
+        for name, prediction in self._predictions([candidate]).items():
+            low, middle, high = (float(prediction.quantile(z)[0]) for z in (-_Z90, 0.0, _Z90))
+            found[name] = predicted(name, middle, (low, high))
+        return found
+
+    @property
+    def _reference(self) -> Mapping[str, float]:
+        trial = self._trials.get(self._space.reference.uid)
+        return trial.values if trial else {}
+
+    def _first(self, count: int, architectures: int) -> list[Candidate]:
+        proposals = list(self._inner.ask(_DESIGN_TRIES))
+        self._considered = {candidate.uid: candidate for candidate in proposals}
+        # The reference's own architecture is among them: it is trained in any case.
+        by_architecture: dict[str, Candidate] = {}
+        for candidate in (self._space.reference, *proposals):
+            if len(by_architecture) < architectures:
+                by_architecture.setdefault(candidate.key("architecture"), candidate)
+        first = list(by_architecture.values())
+        design: dict[str, Candidate] = {}
+        for index, proposal in enumerate(proposals):
+            if len(design) == count:
+                break
+            own = {name: value for name, value in proposal.point.items() if not name.startswith("architecture.")}
+            built = {f"architecture.{name}": v for name, v in first[index % len(first)].architecture.items()}
+            candidate = self._space.candidate({**own, **built})
+            if candidate is not None and candidate.uid not in self._proposed:
+                design.setdefault(candidate.uid, candidate)
+        return list(design.values())
+
+    def _fit(self) -> None:
+        if len(self._trials) == self._fitted:
+            return
+        for model in self._models:
+            model.fit(list(self._trials.values()))
+        self._fitted = len(self._trials)
+
+    def _predictions(self, candidates: Sequence[Candidate]) -> dict[str, Prediction]:
+        return {name: p for model in self._models for name, p in model.predict(candidates).items()}
+
+    def _screen(self, n: int) -> list[Candidate]:
+        self._fit()
+        finished = [trial for trial in self._trials.values() if trial.failure is None]
+        front = self._front(finished)
+        self._considered |= {candidate.uid: candidate for candidate in self._inner.ask(self._pool)}
+        for trial, _ in front:
+            self._considered |= {near.uid: near for near in self._space.neighbours(trial.candidate)}
+        candidates = [candidate for uid, candidate in self._considered.items() if uid not in self._proposed]
+        if not candidates:
+            return []
+        losses, plausible = self._draw(candidates)
+        known = np.array([row for _, row in front]).reshape(-1, losses.shape[2])
+        seconds = self._seconds(candidates)
+        # Most proposals are dominated in nearly every draw; only the rest are worth an exact volume.
+        worth = _undominated(losses, plausible, known).mean(axis=0) / seconds
+        kept = np.argsort(-worth, kind="stable")[:_EXACT]
+        candidates = [candidates[index] for index in kept]
+        losses, plausible, seconds = losses[:, kept], plausible[:, kept], seconds[kept]
+        chosen: list[int] = []
+        while len(chosen) < min(n, len(candidates)):
+            gain = _mean_gain(losses, plausible, known) / seconds
+            gain[chosen] = -np.inf
+            best = int(gain.argmax())
+            chosen.append(best)
+            # The next is chosen as if this one had come out as expected, and had its architecture trained.
+            known = np.vstack([known, losses[:, best].mean(axis=0)])
+            trained = candidates[best].key("architecture")
+            same = [index for index, candidate in enumerate(candidates) if candidate.key("architecture") == trained]
+            seconds[same] = np.minimum(seconds[same], seconds.min())
+        return [candidates[index] for index in chosen]
+
+    def _front(self, trials: Sequence[Trial]) -> list[tuple[Trial, np.ndarray]]:
+        rows = [(trial, self._problem.losses(trial.values, self._reference)) for trial in trials]
+        complete = [
+            (trial, row)
+            for trial, row in rows
+            if row is not None and self._problem.excess(trial.values, self._reference) == 0
+        ]
+        if not complete:
+            return []
+        return [complete[index] for index in pareto.front(np.array([row for _, row in complete]))]
+
+    def _draw(self, candidates: Sequence[Candidate]) -> tuple[np.ndarray, np.ndarray]:
+        """Losses [draws, n, objectives], and whether each draw keeps the constraints [draws, n]."""
+        predictions = self._predictions(candidates)
+        noise = {name: self._rng.standard_normal((_DRAWS, 1)) for name in predictions}
+        drawn = {
+            name: np.exp(p.mean + z * p.deviation) if p.logarithmic else p.mean + z * p.deviation
+            for (name, p), z in zip(predictions.items(), noise.values(), strict=True)
+        }
+        objectives, reference = self._problem.objectives, self._reference
+        losses = np.full((_DRAWS, len(candidates), len(objectives)), LOSS_LIMIT)
+        for index, objective in enumerate(objectives):
+            if objective.metric in drawn:
+                ratio = drawn[objective.metric] / reference[objective.metric]
+                losses[:, :, index] = ratio if objective.goal == "minimize" else LOSS_LIMIT - ratio
+        plausible = np.ones(losses.shape[:2], dtype=bool)
+        for constraint in self._problem.constraints:
+            if constraint.reads <= drawn.keys():
+                plausible &= constraint.holds(drawn, reference)
+        return losses, plausible
+
+    def _seconds(self, candidates: Sequence[Candidate]) -> np.ndarray:
+        """What each will cost, from what trials cost so far: a known architecture is not trained again."""
+        trained = {trial.candidate.key("architecture") for trial in self._trials.values() if "quality" in trial.seconds}
+        totals = [sum(s for stage, s in trial.seconds.items() if stage != "quality") for trial in self._trials.values()]
+        quality = [trial.seconds["quality"] for trial in self._trials.values() if "quality" in trial.seconds]
+        base = max(float(np.mean(totals)), 0.1)
+        new, again = max(quality, default=1.0), min(quality, default=1.0)
+        return np.array([base + (again if c.key("architecture") in trained else new) for c in candidates])
+
+
+def _undominated(losses: np.ndarray, plausible: np.ndarray, front: np.ndarray) -> np.ndarray:
+    """[draws, n]: where a candidate keeps the constraints and nothing of `front` is as good in everything."""
+    inside = plausible & (losses < LOSS_LIMIT).all(axis=2)
+    for row in front:
+        inside &= (losses < row).any(axis=2)
+    return inside
+
+
+def _mean_gain(losses: np.ndarray, plausible: np.ndarray, front: np.ndarray) -> np.ndarray:
+    """The mean over the draws of how much hypervolume each candidate [n] would add to `front`."""
+    before = pareto.hypervolume(front)
+    gains = np.zeros(losses.shape[:2])
+    for draw, index in zip(*np.nonzero(_undominated(losses, plausible, front)), strict=True):
+        gains[draw, index] = pareto.hypervolume(np.vstack([front, losses[draw, index]])) - before
+    return gains.mean(axis=0)

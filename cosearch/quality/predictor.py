@@ -1,0 +1,56 @@
+"""What quality a candidate's model will have, from models that were trained and evaluated before."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cosearch import axes
+from cosearch.core.candidate import Candidate
+from cosearch.core.gaussian_process import GaussianProcess
+from cosearch.core.space import Space
+from cosearch.core.trial import Trial
+from cosearch.latency.features import ChoiceEncoding
+from cosearch.latency.model import Prediction
+
+_UNTRAINED = {"bits_per_byte": (np.log(3.0), 0.3, True), "recall_accuracy": (0.6, 0.3, False)}
+"""Mean, deviation and whether logarithmic, before there are examples: what short trainings on text give."""
+_LEAST_EXAMPLES = 4
+
+
+class QualityModel:
+    """Predicts `bits_per_byte` and `recall_accuracy`; trials that share a model count once."""
+
+    metrics = tuple(_UNTRAINED)
+
+    def __init__(self, space: Space) -> None:
+        self._encode = ChoiceEncoding.of(space, space.reference, "architecture", "precision", "sparsity")
+        self._known: dict[str, np.ndarray] = {}
+        self._fitted: dict[str, GaussianProcess] = {}
+
+    def fit(self, trials: Sequence[Trial]) -> None:
+        """Learn from the measured figures of `trials`."""
+        models = {trial.quality_key: trial for trial in trials if set(self.metrics) <= trial.metrics.keys()}
+        if len(models) < _LEAST_EXAMPLES:
+            return
+        features = self._features([trial.candidate for trial in models.values()])
+        for metric, (_, _, logarithmic) in _UNTRAINED.items():
+            values = np.array([trial.metrics[metric].value for trial in models.values()])
+            self._fitted[metric] = GaussianProcess.fit(features, np.log(values) if logarithmic else values)
+
+    def predict(self, candidates: Sequence[Candidate]) -> dict[str, Prediction]:
+        """Predict both metrics of each candidate."""
+        features, predictions = self._features(candidates), {}
+        for metric, (mean, deviation, logarithmic) in _UNTRAINED.items():
+            means, deviations = np.full(len(candidates), mean), np.full(len(candidates), deviation)
+            if metric in self._fitted:
+                means, deviations = self._fitted[metric].predict(features)
+            predictions[metric] = Prediction(means, deviations, logarithmic)
+        return predictions
+
+    def _features(self, candidates: Sequence[Candidate]) -> np.ndarray:
+        for candidate in candidates:
+            key = candidate.quality_axes_key
+            if key not in self._known:
+                sizes = [axes.dense_shape(candidate).parameters, axes.served_shape(candidate).parameters]
+                self._known[key] = np.array([*np.log(sizes), *self._encode(candidate)])
+        return np.array([self._known[candidate.quality_axes_key] for candidate in candidates])

@@ -1,0 +1,97 @@
+"""The outer loop: ask, score by stages, archive, tell."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cosearch.core.archive import Archive
+from cosearch.core.candidate import Candidate
+from cosearch.core.errors import Rejected, UserError
+from cosearch.core.metric import Metrics
+from cosearch.core.problem import Problem
+from cosearch.core.trial import Failure, Proposer, Stage, Trial
+from cosearch.measure.fingerprint import fingerprint
+from cosearch.report import Budget, Tracker
+
+_BATCH = 4
+"""Candidates asked for at a time."""
+_HOPELESS = 20
+"""Failures in a row after which something else than the candidates must be wrong."""
+
+
+class Predict(Protocol):
+    """What is expected of a candidate before anything is run; empty while nothing is known."""
+
+    def __call__(self, candidate: Candidate) -> Metrics: ...
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a candidate becomes a trial: its stages, and the keys by which it shares their results."""
+
+    problem: Problem
+    stages: Sequence[Stage]
+    latency_key: Callable[[Candidate], str]
+    quality_key: Callable[[Candidate], str]
+    predict: Predict
+
+
+def search(
+    reference: Candidate,
+    scoring: Scoring,
+    proposer: Proposer,
+    archive: Archive,
+    budget: Budget,
+    trackers: Sequence[Tracker],
+) -> None:
+    """Search until the budget is spent or the proposer has nothing new; what `archive` holds counts as done.
+
+    Raises:
+        UserError: the reference fails, or too many candidates in a row do.
+    """
+    proposer.tell(list(archive))
+    for tracker in trackers:
+        tracker.start(archive)
+    batch, failures = [reference], 0
+    while len(archive) < budget.trials and archive.seconds < budget.seconds:
+        batch = batch or list(proposer.ask(min(_BATCH, budget.trials - len(archive))))
+        if not batch:
+            return
+        candidate = batch.pop(0)
+        if candidate.uid in archive:
+            continue
+        trial = score(candidate, scoring, archive, trackers)
+        archive.append(trial)
+        proposer.tell([trial])
+        for tracker in trackers:
+            tracker.log(trial, archive)
+        failures = failures + 1 if trial.failure else 0
+        if trial.failure and (candidate == reference or failures == _HOPELESS):
+            what = "the reference candidate fails" if candidate == reference else f"{failures} candidates in a row failed"
+            raise UserError(f"{what}, so the search stops; {candidate.uid} at {trial.failure.stage}: {trial.failure.reason}")
+
+
+def score(candidate: Candidate, scoring: Scoring, archive: Archive, trackers: Sequence[Tracker]) -> Trial:
+    """Run a candidate through the stages until one refuses it; results of equal keys are taken from the archive."""
+    keys = {"latency_key": scoring.latency_key(candidate), "quality_key": scoring.quality_key(candidate)}
+    metrics, seconds, reused, failure = {}, {}, [], None
+    predictions = scoring.predict(candidate)
+    for index, stage in enumerate(scoring.stages):
+        for tracker in trackers:
+            tracker.progress(stage.name, candidate.uid, index / len(scoring.stages))
+        shared = archive.shared(stage.depends_on, keys[stage.depends_on], stage.provides)
+        if shared is not None:
+            metrics |= shared
+            reused += sorted(shared)
+            continue
+        start = time.monotonic()
+        try:
+            metrics |= stage(candidate, scoring.problem)
+        except Rejected as rejection:
+            failure = Failure(stage.name, str(rejection))
+        seconds[stage.name] = time.monotonic() - start
+        if failure:
+            break
+    return Trial(candidate, **keys, metrics=metrics, predictions=predictions, failure=failure, seconds=seconds,
+                 reused=tuple(reused), fingerprint=fingerprint())

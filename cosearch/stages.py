@@ -1,0 +1,184 @@
+"""The stages that score a candidate, cheap ones first: static, compile, verify, measure, quality.
+
+Each asks the worker process for the work and turns its reply into metrics; limits in seconds are the parent's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cosearch import axes
+from cosearch.core.candidate import Candidate, content_hash
+from cosearch.core.errors import Rejected
+from cosearch.core.metric import Metric, Metrics, measured
+from cosearch.core.problem import Problem
+from cosearch.latency import roofline
+from cosearch.latency.features import work
+from cosearch.measure import timing
+from cosearch.measure.process import Progress, Worker
+from cosearch.precision import Precision
+from cosearch.quality import Recipe
+
+_BELOW_FLOOR = 0.5
+"""A median below this part of the roofline's floor cannot be: the peaks are measured too, and may be a little low."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds that each kind of work may take before its worker is killed."""
+
+    compile_s: float = 60.0
+    verify_s: float = 60.0
+    measure_s: float = 60.0
+    quality_s: float = 300.0
+    artifact_s: float = 120.0
+
+
+@dataclass(frozen=True)
+class Static:
+    """Refuses what cannot fit into the target's memory."""
+
+    name = "static"
+    depends_on = "latency_key"
+    provides = frozenset({"parameters"})
+
+    def __call__(self, candidate: Candidate, problem: Problem) -> Metrics:
+        done = [work(candidate, point) for point in problem.workload.points]
+        needed = max(one.weight_bytes + one.cache_bytes for one in done)
+        if needed > problem.target.capacity_bytes:
+            raise Rejected(f"needs {needed:.3g} bytes; {problem.target.name} has {problem.target.capacity_bytes:.3g}")
+        return {"parameters": measured("parameters", done[0].parameters)}
+
+
+@dataclass(frozen=True)
+class Compile:
+    """Compiles every operating point, and counts the bytes in memory."""
+
+    worker: Worker
+    limit_s: float
+    name = "compile"
+    depends_on = "latency_key"
+    provides = frozenset({"compile_s", "weight_bytes", "cache_bytes", "memory_bytes"})
+
+    def __call__(self, candidate: Candidate, problem: Problem) -> Metrics:
+        arguments = {"point": candidate.point, "workload": problem.workload.to_json()}
+        reply = self.worker.call("compile", arguments, self.limit_s)
+        return {name: measured(name, reply[name]) for name in sorted(self.provides)}
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Compares what was compiled with float64 (`measure/verify.py`)."""
+
+    worker: Worker
+    limit_s: float
+    name = "verify"
+    depends_on = "latency_key"
+    provides = frozenset({"numerical_error"})
+
+    def __call__(self, candidate: Candidate, problem: Problem) -> Metrics:
+        reply = self.worker.call("verify", {"point": candidate.point}, self.limit_s)
+        return {"numerical_error": measured("numerical_error", reply["numerical_error"])}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Times what was compiled and verified."""
+
+    worker: Worker
+    limit_s: float
+    seconds: float
+    name = "measure"
+    depends_on = "latency_key"
+    provides = frozenset({"latency_s"})
+
+    def __call__(self, candidate: Candidate, problem: Problem) -> Metrics:
+        arguments = {"point": candidate.point, "seconds": self.seconds}
+        by_point = self.worker.call("measure", arguments, self.limit_s)["samples_s"]
+        peaks = problem.target.peak_flops_per_s
+        peak = peaks.get(Precision.of(candidate.precision).activations, max(peaks.values()))
+        for point, samples in zip(problem.workload.points, by_point, strict=True):
+            floor = roofline.floor_s(work(candidate, point), peak, problem.target)
+            if np.median(samples) < _BELOW_FLOOR * floor:
+                raise Rejected(
+                    f"impossible: {np.median(samples):.3g} s for {point.phase} at context {point.context}, where the "
+                    f"target's peaks allow no less than {floor:.3g} s"
+                )
+        return {"latency_s": workload_latency(by_point, problem)}
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Trains the architecture if no run has, and evaluates it as it would be served."""
+
+    worker: Worker
+    limit_s: float
+    recipe: Recipe
+    corpus: str
+    cache: Path
+    progress: Progress
+    name = "quality"
+    depends_on = "quality_key"
+    provides = frozenset({"bits_per_byte", "recall_accuracy"})
+
+    def __call__(self, candidate: Candidate, problem: Problem) -> Metrics:
+        arguments = {
+            "point": candidate.point,
+            "recipe": self.recipe.to_json(),
+            "corpus": self.corpus,
+            "cache": str(self.cache),
+        }
+        reply = self.worker.call("quality", arguments, self.limit_s, self.progress)
+        return {name: _mean_of(name, reply[name]) for name in sorted(self.provides)}
+
+
+def latency_key(candidate: Candidate, problem: Problem) -> str:
+    """What latency depends on: all four axes, the target and the workload, not the weights' values."""
+    return content_hash([candidate.point, problem.target.to_json(), problem.workload.to_json()])
+
+
+def quality_key(candidate: Candidate, recipe: Recipe, corpus_digest: str) -> str:
+    """What quality depends on: the model and its training, not the schedule."""
+    return content_hash([candidate.quality_axes_key, recipe.to_json(), corpus_digest])
+
+
+def workload_latency(by_point: list[list[float]], problem: Problem) -> Metric:
+    """`latency_s` of raw samples by operating point: each one's median and interval, weighted."""
+    points = problem.workload.points
+    scales = np.array([point.weight / (point.tokens / point.batch) for point in points])
+    scales /= sum(point.weight for point in points)
+    medians, lows, highs = [], [], []
+    for samples in by_point:
+        median, (low, high) = timing.median_interval(samples)
+        medians.append(median), lows.append(low), highs.append(high)
+    interval = (float(scales @ lows), float(scales @ highs))
+    return measured("latency_s", float(scales @ medians), interval=interval, samples=tuple(sum(by_point, [])))
+
+
+def check_options(worker: Worker, space: Any, limits: Limits) -> Mapping[tuple[str, ...], str]:
+    """The sets of compiler options of a space that the installed XLA refuses, and why."""
+    sets = list(space.knobs.get("schedule.compiler_options", ()))
+    reply = worker.call("options", {"option_sets": [list(options) for options in sets]}, limits.compile_s)
+    return {sets[int(index)]: why for index, why in reply["refused"].items()}
+
+
+def _mean_of(name: str, samples: list[float]) -> Metric:
+    """The mean with its 90 % interval, from the spread over the samples."""
+    mean, error = float(np.mean(samples)), float(np.std(samples) / max(len(samples) - 1, 1) ** 0.5)
+    return measured(name, mean, interval=(mean - 1.645 * error, mean + 1.645 * error), samples=tuple(samples))
+
+
+def compare_with_plain(
+    worker: Worker, candidate: Candidate, problem: Problem, limits: Limits, rounds: int = 200
+) -> tuple[Candidate, list[list[list[float]]]]:
+    """A candidate and the same architecture the plain way, timed side by side: samples by operating point and side."""
+    plain = axes.plain(candidate)
+    arguments = {
+        "points": [candidate.point, plain.point],
+        "workload": problem.workload.to_json(),
+        "rounds": rounds,
+    }
+    return plain, worker.call("compare", arguments, limits.measure_s + 2 * limits.compile_s)["samples_s"]
