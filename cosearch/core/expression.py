@@ -10,7 +10,7 @@ import ast
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from cosearch.core.errors import UserError
 
@@ -104,7 +104,7 @@ class Expression:
         for part in parts:
             self._check(part, names)
 
-    def _refuse(self, node: ast.AST) -> Any:
+    def _refuse(self, node: ast.AST) -> NoReturn:
         raise UserError(
             f"{self._at()}: {ast.unparse(node)!r} is not allowed. Allowed: numbers, strings, lists, dotted "
             "names, + - * / // %, comparisons, and, or, not, in"

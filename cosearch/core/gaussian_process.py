@@ -42,7 +42,13 @@ class GaussianProcess:
         start = np.concatenate([np.full(x.shape[1], _SCALE_PRIOR[0]), [_NOISE_PRIOR[0]]])
         bounds = [(-2.0, 6.0)] * x.shape[1] + [(np.log(1e-3), np.log(1.0))]
         found = minimize(
-            _negative_posterior, start, args=(squares, y), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60}
+            _negative_posterior,
+            start,
+            args=(squares, y),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": 60},
         ).x
         log_scales, log_noise = found[:-1], float(found[-1])
         kernel = _matern(squares, log_scales) + (np.exp(2 * log_noise) + _JITTER) * np.eye(len(y))

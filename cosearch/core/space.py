@@ -33,7 +33,8 @@ _MAX_FILE_BYTES = 1_000_000
 class Condition(Protocol):
     """Whether something holds of the knobs it names."""
 
-    names: frozenset[str]
+    @property
+    def names(self) -> frozenset[str]: ...
 
     def __call__(self, values: Mapping[str, Any]) -> Any: ...
 
@@ -97,8 +98,9 @@ def integer(default: int, *, at_least: int = 1, **more: Any) -> Knob:
     """A whole number."""
 
     def why_not(value: Value) -> str | None:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return None if whole and value >= at_least else f"{value!r} is not a whole number of at least {at_least}"
+        if isinstance(value, int) and not isinstance(value, bool) and value >= at_least:
+            return None
+        return f"{value!r} is not a whole number of at least {at_least}"
 
     return Knob(default, why_not, **more)
 
@@ -107,8 +109,9 @@ def fraction(default: float, **more: Any) -> Knob:
     """A number above 0 and up to 1."""
 
     def why_not(value: Value) -> str | None:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return None if number and 0 < value <= 1 else f"{value!r} is not a number above 0 and up to 1"
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1:
+            return None
+        return f"{value!r} is not a number above 0 and up to 1"
 
     return Knob(default, why_not, **more)
 

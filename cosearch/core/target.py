@@ -10,7 +10,8 @@ class Target:
     """A chip. Peaks are upper limits: a datasheet's, or the best that was measured.
 
     `platform` is JAX's name for its kind of device. `peak_flops_per_s` is by the dtype of the operands.
-    `overhead_s` is what one operation costs at least, however small it is.
+    `cache_bytes` is what may stay on the chip from one run to the next, and so need not be read at
+    `bandwidth_bytes_per_s`. `overhead_s` is what one operation costs at least, however small it is.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Target:
     capacity_bytes: int
     cores: int
     overhead_s: float
+    cache_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

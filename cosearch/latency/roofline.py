@@ -10,17 +10,19 @@ from cosearch.precision import Precision
 
 
 def floor_s(work: Work, peak_flops_per_s: float, target: Target) -> float:
-    """Seconds that one run takes at least, by the target's peaks."""
-    return max((work.weight_bytes + work.cache_bytes) / target.bandwidth_bytes_per_s, work.flops / peak_flops_per_s)
+    """Seconds that one run takes at least, by the target's peaks; what fits into its caches may come for nothing."""
+    read = max(work.weight_bytes + work.cache_bytes - target.cache_bytes, 0.0)
+    return max(read / target.bandwidth_bytes_per_s, work.flops / peak_flops_per_s)
 
 
 def latency_s(candidate: Candidate, workload: Workload, target: Target) -> float:
-    """Seconds a token if nothing but the roofline and the overhead of each operation held it back."""
+    """Seconds a token with all data read from memory, and each operation's overhead: where the learned model starts."""
     dtype = Precision.of(candidate.precision).activations
     peak = target.peak_flops_per_s.get(dtype, max(target.peak_flops_per_s.values()))
     total = 0.0
     for point in workload.points:
         done = work(candidate, point)
-        run_s = floor_s(done, peak, target) + done.products * target.overhead_s
+        read_s = (done.weight_bytes + done.cache_bytes) / target.bandwidth_bytes_per_s
+        run_s = max(read_s, done.flops / peak) + done.products * target.overhead_s
         total += point.weight * run_s / (point.tokens / point.batch)
     return total / sum(point.weight for point in workload.points)

@@ -34,7 +34,7 @@ class NevergradProposer:
     def __init__(self, setting: Setting) -> None:
         self._space, self._problem = setting.space, setting.problem
         self._knobs = {name: values for name, values in setting.space.knobs.items() if len(values) > 1}
-        cube = ng.p.Array(init=np.full(max(len(self._knobs), 1), 0.5)).set_bounds(0.0, 1.0).set_mutation(sigma=0.2)
+        cube = ng.p.Array(init=np.full(max(len(self._knobs), 1), 0.5)).set_mutation(sigma=0.2).set_bounds(0.0, 1.0)
         cube.random_state = np.random.RandomState(setting.seed)
         self._optimizer = ng.optimizers.registry[str(setting.options.get("optimizer", "DE"))](cube, budget=100_000)
         self._count = len(setting.problem.objectives)

@@ -29,6 +29,16 @@ def cpu(cache: Path, measure_peaks: MeasurePeaks) -> Target:
         peak_flops_per_s=peaks["peak_flops_per_s"],
         bandwidth_bytes_per_s=peaks["bandwidth_bytes_per_s"],
         capacity_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        cache_bytes=_last_level_cache_bytes(),
         cores=versions["cores"],
         overhead_s=peaks["overhead_s"],
     )
+
+
+def _last_level_cache_bytes() -> int:
+    """The largest cache that Linux tells of; 0 where it tells of none."""
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        number, unit = path.read_text().strip()[:-1], path.read_text().strip()[-1]
+        sizes.append(int(number) * {"K": 2**10, "M": 2**20, "G": 2**30}[unit])
+    return max(sizes)
