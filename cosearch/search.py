@@ -1,5 +1,6 @@
 """The outer loop: ask, score by stages, archive, tell."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,9 @@ def search(
         for tracker in trackers:
             tracker.log(trial, archive)
         failures = failures + 1 if trial.failure else 0
+        if candidate == reference and not trial.failure and scoring.problem.losses(trial.values, trial.values) is None:
+            names = ", ".join(objective.metric for objective in scoring.problem.objectives)
+            raise UserError(f"losses are relative to the reference, and its {names} are not all above 0: {trial.values}")
         if trial.failure and (candidate == reference or failures == _HOPELESS):
             what = "the reference candidate fails" if candidate == reference else f"{failures} candidates in a row failed"
             raise UserError(f"{what}, so the search stops; {candidate.uid} at {trial.failure.stage}: {trial.failure.reason}")
@@ -87,7 +91,11 @@ def score(candidate: Candidate, scoring: Scoring, archive: Archive, trackers: Se
             continue
         start = time.monotonic()
         try:
-            metrics |= stage(candidate, scoring.problem)
+            scored = stage(candidate, scoring.problem)
+            for name, metric in scored.items():
+                if not math.isfinite(metric.value):
+                    raise Rejected(f"{name} is {metric.value}")
+            metrics |= scored
         except Rejected as rejection:
             failure = Failure(stage.name, str(rejection))
         seconds[stage.name] = time.monotonic() - start

@@ -87,9 +87,7 @@ def load(folder: Path) -> Artifact:
 def _deserialize(folder: Path, phase: str, manifest: dict[str, Any]) -> Run:
     # The runtime's own bytes, not `jax.experimental.serialize_executable`, which wraps them in a pickle.
     device = jax.devices()[0]
-    client = device.client
-    devices = jax.sharding.SingleDeviceSharding(device)._internal_device_list  # pyright: ignore[reportPrivateUsage]
-    executable = client.deserialize_executable((folder / f"{phase}.executable").read_bytes(), devices, None)
+    executable = device.client.deserialize_executable((folder / f"{phase}.executable").read_bytes(), [device], None)
 
     def run(*arguments: Any) -> tuple[jax.Array, ...]:
         return tuple(out[0] for out in executable.execute_sharded(arguments).disassemble_into_single_device_arrays())
@@ -103,6 +101,10 @@ def _compile(folder: Path, phase: str, manifest: dict[str, Any]) -> Run:
     donated = tuple(range(first, first + len(manifest["cache"])))
     jitted = jax.jit(exported.call, donate_argnums=donated, keep_unused=True)
     try:
-        return jitted.lower(*exported.in_avals).compile()
+        lowered = jitted.lower(*exported.in_avals)
+        try:
+            return lowered.compile(compiler_options=manifest["compiler_options"] or None)
+        except (jax.errors.JaxRuntimeError, ValueError):
+            return lowered.compile()  # another compiler need not know the options
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise UserError(f"artifact={folder}: {phase}.stablehlo does not compile here: {error}") from None

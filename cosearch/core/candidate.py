@@ -25,8 +25,10 @@ def content_hash(data: Any) -> str:
 
 
 def as_value(data: Any) -> Value:
-    """A knob's value from plain JSON or YAML data: lists become tuples."""
-    return tuple(as_value(item) for item in data) if isinstance(data, list | tuple) else data
+    """A knob's value from plain JSON or YAML data: lists become tuples, and 1.0 is 1, as it has one uid."""
+    if isinstance(data, list | tuple):
+        return tuple(as_value(item) for item in data)
+    return int(data) if isinstance(data, float) and data.is_integer() else data
 
 
 class Choices(Mapping[str, Value]):

@@ -10,6 +10,8 @@ _JITTER = 1e-8
 _SCALE_PRIOR = (np.log(2.0), 1.0)
 """Mean and deviation of the log length scales, in units of standardised features: a feature matters little until
 the data say otherwise, which keeps many features usable with few examples."""
+_LEAST_SPREAD = 0.02
+"""Values are logarithms or fractions: that a few examples agree to within 2 % does not mean that all others do."""
 _NOISE_PRIOR = (np.log(0.1), 1.0)
 
 
@@ -32,11 +34,11 @@ class GaussianProcess:
 
     @classmethod
     def fit(cls, features: np.ndarray, values: np.ndarray) -> "GaussianProcess":
-        """Fit to `values` [n] at `features` [n, d]; with one example, or equal values, it says little and wide."""
+        """Fit to `values` [n] at `features` [n, d]; equal values count as 2 % apart."""
         center, spread = features.mean(axis=0), features.std(axis=0)
         spread = np.where(spread > 1e-9, spread, 1.0)
         x = (features - center) / spread
-        mean, size = float(values.mean()), max(float(values.std()), 1e-6)
+        mean, size = float(values.mean()), max(float(values.std()), _LEAST_SPREAD)
         y = (values - mean) / size
         squares = np.square(x[:, None, :] - x[None, :, :])
         start = np.concatenate([np.full(x.shape[1], _SCALE_PRIOR[0]), [_NOISE_PRIOR[0]]])

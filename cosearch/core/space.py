@@ -28,6 +28,7 @@ from cosearch.core.expression import Expression
 from cosearch.core.registry import did_you_mean
 
 _MAX_FILE_BYTES = 1_000_000
+_QUICK_TRIES = 100
 
 
 class Condition(Protocol):
@@ -228,12 +229,14 @@ class Space:
         Raises:
             UserError: none was found; the message counts the points by the rule that refused them.
         """
+        for _ in range(_QUICK_TRIES):
+            candidate = self.candidate(self.draw(rng))
+            if candidate is not None:
+                return candidate
         refusals: Counter[str] = Counter()
         examples: dict[str, str] = {}
+        # A small space is walked whole, so that "no legal point" is certain.
         drawn = self.points() if self.size <= tries else (self.draw(rng) for _ in range(tries))
-        if self.size <= tries:
-            # A small space is walked whole, so that "no legal point" is certain; the walk is shuffled.
-            drawn = iter(rng.sample(list(drawn), self.size))
         for raw in drawn:
             point = self.canonical(raw)
             broken = self._broken_rule(point)

@@ -1,0 +1,62 @@
+"""A cache and tiny inputs that all tests share, so that each architecture is trained once; W&B stays offline."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """`$COSEARCH_CACHE` of this session."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COSEARCH_CACHE", str(folder))
+        patch.setenv("WANDB_MODE", "offline")
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`space.yaml` and `text/` (`tests/tiny.py`)."""
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny.write_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished search; to be read, or copied by `run_copy`."""
+    output = tmp_path_factory.mktemp("runs")
+    code, _, err = tiny.command(*tiny.overrides(inputs, output))
+    assert code == 0, err
+    (folder,) = (output / "llm_decode").iterdir()
+    return folder
+
+
+@pytest.fixture
+def run_copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished search, to be changed."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def artifact(finished: Path) -> Path:
+    """An artifact; to be read, or copied."""
+    return next(path for path in sorted((finished / "artifacts").iterdir()) if path.is_dir())
+
+
+@pytest.fixture
+def artifact_copy(artifact: Path, tmp_path: Path) -> Path:
+    """A copy of the artifact, to be changed."""
+    folder = tmp_path / "artifact"
+    shutil.copytree(artifact, folder, copy_function=shutil.copyfile)
+    for path in folder.iterdir():
+        os.chmod(path, 0o644)
+    return folder
