@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print(f"cosearch: the disk is full: {error.filename or 'no space left'}; free some, then resume", file=sys.stderr)
+        print(
+            f"cosearch: the disk is full: {error.filename or 'no space left'}; free some, then resume", file=sys.stderr
+        )
         return _BAD_INPUT
     return 0
 
@@ -151,14 +153,18 @@ def _explain(error: Exception, conf: Path) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     kept = []
     for line in lines:
-        if line.startswith(("Config search path", "provider=", "To append", "Set the env variable", "full_key", "object_type")):
+        if line.startswith(
+            ("Config search path", "provider=", "To append", "Set the env variable", "full_key", "object_type")
+        ):
             break
         kept.append(line)
     cause = f" {error.__cause__}".splitlines()[0] if error.__cause__ else ""
     return f"{conf}/config.yaml: {' '.join(kept)}{cause}"
 
 
-def _options(arguments: list[str], kinds: Mapping[str, Callable[[str], Any]], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def _options(
+    arguments: list[str], kinds: Mapping[str, Callable[[str], Any]], defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """`key=value` arguments of a verb other than search."""
     options = dict(defaults or {})
     for argument in arguments:

@@ -66,7 +66,9 @@ def _worker() -> Finding:
     except (Rejected, UserError) as error:
         return False, str(error), "the worker process must start and run JAX"
     flops = ", ".join(f"{dtype} {value / 1e9:.0f}" for dtype, value in peaks["peak_flops_per_s"].items())
-    found = f"{peaks['platform']} ({peaks['kind']}): reads {peaks['bandwidth_bytes_per_s'] / 1e9:.0f} GB/s, GFLOP/s {flops}"
+    found = (
+        f"{peaks['platform']} ({peaks['kind']}): reads {peaks['bandwidth_bytes_per_s'] / 1e9:.0f} GB/s, GFLOP/s {flops}"
+    )
     return True, found, ""
 
 
@@ -78,7 +80,11 @@ def _accelerator() -> Finding:
 
 def _compiler() -> Finding:
     found = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
-    return True if found else None, found or "none", "native kernels need a C++ compiler; XLA's own lowerings do without"
+    return (
+        True if found else None,
+        found or "none",
+        "native kernels need a C++ compiler; XLA's own lowerings do without",
+    )
 
 
 def _disk() -> Finding:

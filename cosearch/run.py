@@ -102,7 +102,9 @@ def read_settings(folder: Path) -> Settings:
         raise UserError(f"run={folder}: no run folder, since it has no {CONFIG}")
     config = read_yaml(path)
     if config.get("version") != VERSION:
-        raise UserError(f"{path}: version {config.get('version')!r}; this cosearch reads run folders of version {VERSION}")
+        raise UserError(
+            f"{path}: version {config.get('version')!r}; this cosearch reads run folders of version {VERSION}"
+        )
     return Settings.from_config(config, str(path))
 
 
@@ -228,9 +230,7 @@ def _compare(run: Run, archive: Archive, worker: Worker, limits: Limits) -> None
     ours, others = ([sides[side] for sides in samples] for side in (0, 1))
     fast, slow = workload_latency(ours, run.problem), workload_latency(others, run.problem)
     speedup, interval = timing.ratio_interval(fast.samples, slow.samples)
-    comparison = Comparison(
-        trial.uid, plain.uid, fast.value, slow.value, speedup, interval, fast.samples, slow.samples
-    )
+    comparison = Comparison(trial.uid, plain.uid, fast.value, slow.value, speedup, interval, fast.samples, slow.samples)
     write_json(run.folder / COMPARISON, asdict(comparison))
 
 
@@ -240,7 +240,8 @@ def _tell_outcome(run: Run, archive: Archive, trackers: list[Tracker]) -> None:
     comparison = None
     if path.is_file():
         data = json.loads(path.read_text())
-        comparison = Comparison(**{key: tuple(v) if isinstance(v, list) else v for key, v in data.items()})
+        listed = {key: tuple(data[key]) for key in ("interval", "samples_s", "plain_samples_s")}
+        comparison = Comparison(**{**data, **listed})
     outcome = Outcome({uid: folder for uid, folder in folders.items() if folder.is_dir()}, comparison)
     pareto.write(run, archive, outcome)
     for tracker in trackers:

@@ -70,10 +70,16 @@ def search(
         failures = failures + 1 if trial.failure else 0
         if candidate == reference and not trial.failure and scoring.problem.losses(trial.values, trial.values) is None:
             names = ", ".join(objective.metric for objective in scoring.problem.objectives)
-            raise UserError(f"losses are relative to the reference, and its {names} are not all above 0: {trial.values}")
+            raise UserError(
+                f"losses are relative to the reference, and its {names} are not all above 0: {trial.values}"
+            )
         if trial.failure and (candidate == reference or failures == _HOPELESS):
-            what = "the reference candidate fails" if candidate == reference else f"{failures} candidates in a row failed"
-            raise UserError(f"{what}, so the search stops; {candidate.uid} at {trial.failure.stage}: {trial.failure.reason}")
+            what = (
+                "the reference candidate fails" if candidate == reference else f"{failures} candidates in a row failed"
+            )
+            raise UserError(
+                f"{what}, so the search stops; {candidate.uid} at {trial.failure.stage}: {trial.failure.reason}"
+            )
 
 
 def score(candidate: Candidate, scoring: Scoring, archive: Archive, trackers: Sequence[Tracker]) -> Trial:
@@ -101,5 +107,13 @@ def score(candidate: Candidate, scoring: Scoring, archive: Archive, trackers: Se
         seconds[stage.name] = time.monotonic() - start
         if failure:
             break
-    return Trial(candidate, **keys, metrics=metrics, predictions=predictions, failure=failure, seconds=seconds,
-                 reused=tuple(reused), fingerprint=fingerprint())
+    return Trial(
+        candidate,
+        **keys,
+        metrics=metrics,
+        predictions=predictions,
+        failure=failure,
+        seconds=seconds,
+        reused=tuple(reused),
+        fingerprint=fingerprint(),
+    )

@@ -3,6 +3,7 @@
 Each asks the worker process for the work and turns its reply into metrics; limits in seconds are the parent's.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,9 +154,11 @@ def workload_latency(by_point: list[list[float]], problem: Problem) -> Metric:
     medians, lows, highs = [], [], []
     for samples in by_point:
         median, (low, high) = timing.median_interval(samples)
-        medians.append(median), lows.append(low), highs.append(high)
+        medians.append(median)
+        lows.append(low)
+        highs.append(high)
     interval = (float(scales @ lows), float(scales @ highs))
-    return measured("latency_s", float(scales @ medians), interval=interval, samples=tuple(sum(by_point, [])))
+    return measured("latency_s", float(scales @ medians), interval=interval, samples=tuple(itertools.chain(*by_point)))
 
 
 def check_options(worker: Worker, space: Any, limits: Limits) -> Mapping[tuple[str, ...], str]:

@@ -79,12 +79,15 @@ def check_attention(name: str, choices: Mapping[str, Value] = _NONE) -> None:
     `choices` are for knobs whose defaults do not fit a width of 64. Teacher forcing, prefill in padded chunks and
     single steps must give the same logits, whatever the schedule; what is declared must be what is there.
     """
-    _check_decoder(ATTENTION, name, {"attention": name, **choices})
+    shape = _small_shape(ATTENTION, name, {"attention": name, **choices})
+    scores = [_check_decoding(shape, case) for case in _CASES]
+    _close(scores[1], scores[0], _CASES[0].tolerance, "layers unrolled and in other layouts give what one loop gives")
+    _check_gradients(shape)
 
 
 def check_feedforward(name: str, choices: Mapping[str, Value] = _NONE) -> None:
     """Check the feed-forward variant `name`: each token on its own, and in a small decoder as `check_attention` does."""
-    shape = _small_shape("feedforward", {"feedforward": name, **choices})
+    shape = _small_shape(FEEDFORWARD, name, {"feedforward": name, **choices})
     block, rng = shape.layers[0].feedforward, np.random.default_rng(0)
     with jax.enable_x64(True):
         matrices = {part: rng.standard_normal(sizes) / sizes[0] for part, sizes in block.linears(shape.width).items()}
@@ -96,25 +99,20 @@ def check_feedforward(name: str, choices: Mapping[str, Value] = _NONE) -> None:
             f"feed-forward gives what it gets, {x.shape} of {x.dtype}, not {out.shape} of {out.dtype}",
         )
         _close(block(x[1:, 3:4], linears)[0, 0], out[1, 3], 1e-9, "each token is fed forward on its own")
-    _check_decoder(FEEDFORWARD, name, {"feedforward": name, **choices})
-
-
-def _check_decoder(registry: Registry[Any], name: str, choices: Mapping[str, Value]) -> None:
-    _require(name in registry, f"{name!r} is registered among {registry.names()}")
-    shape, again = (_small_shape(registry.kind, choices) for _ in range(2))
-    _require(shape == again and hash(shape) == hash(again), "equal choices make equal, hashable shapes")
-    scores = [_check_decoding(shape, case) for case in _CASES]
-    _close(scores[1], scores[0], _CASES[0].tolerance, "layers unrolled and in other layouts give what one loop gives")
+    _check_decoding(shape, _CASES[1])
     _check_gradients(shape)
 
 
-def _small_shape(kind: str, choices: Mapping[str, Value]) -> DecoderShape:
+def _small_shape(registry: Registry[Any], name: str, choices: Mapping[str, Value]) -> DecoderShape:
+    _require(name in registry, f"{name!r} is registered among {registry.names()}")
     try:
-        return DecoderShape.of(Choices({**_SMALL, **choices}))
+        shape, again = (DecoderShape.of(Choices({**_SMALL, **choices})) for _ in range(2))
     except Rejected as rejection:
         raise AssertionError(
-            f"the {kind}'s defaults must fit a small decoder, or its `choices` be given: {rejection}"
+            f"the {registry.kind}'s defaults must fit a small decoder, or its `choices` be given: {rejection}"
         ) from None
+    _require(shape == again and hash(shape) == hash(again), "equal choices make equal, hashable shapes")
+    return shape
 
 
 def _check_decoding(shape: DecoderShape, case: _Case) -> np.ndarray:
@@ -155,7 +153,9 @@ def _check_gradients(shape: DecoderShape) -> None:
         chances = jax.nn.log_softmax(bind(model, params).score(tokens[:, :-1]))
         return -jnp.take_along_axis(chances, tokens[:, 1:, None], axis=-1).mean()
 
-    value, gradients = jax.jit(jax.value_and_grad(loss))(pack(model, random_weights(shape, 0)))
+    # Compiled without optimisation, which halves the time and changes nothing about what is finite.
+    graded = jax.jit(jax.value_and_grad(loss), compiler_options={"xla_backend_optimization_level": 0})
+    value, gradients = graded(pack(model, random_weights(shape, 0)))
     _require(bool(np.isfinite(value)), f"the loss of random weights is finite, not {value}")
     for path, gradient in gradients.items():
         _require(bool(np.isfinite(gradient).all()), f"gradients are finite; that of {path} is not")
@@ -173,7 +173,9 @@ def check_format(name: str) -> None:
     _require(0 < form.relative_error < 1, f"relative_error is between 0 and 1, not {form.relative_error}")
     if form.activations:
         dtype = jnp.dtype(name)
-        _require(jnp.issubdtype(dtype, jnp.floating), f"a format to compute in is named as a float dtype is, not {name}")
+        _require(
+            jnp.issubdtype(dtype, jnp.floating), f"a format to compute in is named as a float dtype is, not {name}"
+        )
     wide = any(jnp.dtype(part.dtype).itemsize == 8 for part in form.spec(4, 4, "in_out").values())
     with jax.enable_x64(True) if wide else nullcontext():
         # A format of no role at all is verification's own; matrices are what that needs.
@@ -215,9 +217,7 @@ def _check_packing(form: Format) -> None:
         said, made = form.bits_per_weight(rows, columns) * weights.size / 8, sum(map(_bytes, stored.values()))
         _require(abs(said - made) <= 0.01 * made, f"bits_per_weight are the bits packed, {at}: {said} and {made} bytes")
         back = form.unpack(stored, layout)
-        _require(
-            back.shape == weights.shape and back.dtype == np.float64, f"unpack gives [in, out] in float64, {at}"
-        )
+        _require(back.shape == weights.shape and back.dtype == np.float64, f"unpack gives [in, out] in float64, {at}")
         off, bound = np.abs(back - weights), form.relative_error * absmax
         worst = float((off / np.where(absmax > 0, absmax, 1)).max())
         _require(
@@ -271,7 +271,9 @@ def _check_product(
     # The sum of magnitudes is what rounding errors are relative to.
     tolerance = (1e-5 if out.dtype == np.float32 else 2e-2) * (np.abs(x) @ np.abs(matrix))
     off = np.abs(np.asarray(out, np.float64) - x @ matrix)
-    _require(bool((off <= tolerance).all()), f"matmul is x times unpack {at}; off by {(off / tolerance).max():.3g} bounds")
+    _require(
+        bool((off <= tolerance).all()), f"matmul is x times unpack {at}; off by {(off / tolerance).max():.3g} bounds"
+    )
 
 
 def _check_cache(form: Format) -> None:
@@ -380,7 +382,9 @@ def check_proposer(name: str, options: Mapping[str, Any] = _NONE) -> None:
         return PROPOSERS[name](Setting(space, problem, seed, options))
 
     first, same = (_asked(make(7), space, (1, 7, 0, 12), set()) for _ in range(2))
-    _require(len(first) == 20, f"a space of hundreds of points gives 20 candidates when asked for them, not {len(first)}")
+    _require(
+        len(first) == 20, f"a space of hundreds of points gives 20 candidates when asked for them, not {len(first)}"
+    )
     _require(
         [candidate.uid for candidate in first] == [candidate.uid for candidate in same],
         "equal seeds give the same first 20 candidates",
@@ -430,7 +434,9 @@ def _asked(proposer: Proposer, space: Space, counts: Sequence[int], known: set[s
             _require(space.canonical(point) == point, f"candidates are canonical; this has inactive knobs: {point}")
             why = space.why_invalid(point)
             _require(why is None, f"candidates are legal; this is not: {why}")
-            missing = {knob for knob in space.canonical({k: v[0] for k, v in space.knobs.items()} | point)} - point.keys()
+            missing = {
+                knob for knob in space.canonical({k: v[0] for k, v in space.knobs.items()} | point)
+            } - point.keys()
             _require(not missing, f"candidates have all their active knobs; {sorted(missing)} are missing")
             for knob, value in point.items():
                 _require(value in space.knobs[knob], f"values are the space's own, not {knob}={value!r}")
@@ -495,11 +501,18 @@ def check_tracker(name: str, folder: Path) -> None:
     It must raise nothing, also where it is finished twice, and write nowhere but in the run's folder.
     """
     space, problem = small_space(_KNOBS), small_problem()
-    problem = replace(problem, target=replace(problem.target, name=_HOSTILE), workload=replace(problem.workload, name=_HOSTILE))
+    problem = replace(
+        problem, target=replace(problem.target, name=_HOSTILE), workload=replace(problem.workload, name=_HOSTILE)
+    )
     strange = Candidate.from_point({**space.reference.point, "architecture.attention": _HOSTILE})
     candidates = [space.reference, strange, *_drawn(space, 4)]
     kinds = ("", "", "failed", "infeasible", "incomplete", "perfect")
-    trials = [_strange(_trial(_legal(space, one), problem, kind), one) for one, kind in zip(candidates, kinds, strict=True)]
+    # The figures are those of a candidate that has sizes; the name is what is strange.
+    made = [
+        _trial(space.reference if one is strange else one, problem, kind)
+        for one, kind in zip(candidates, kinds, strict=True)
+    ]
+    trials = [_strange(trial, candidate) for trial, candidate in zip(made, candidates, strict=True)]
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir(parents=True)
     with chdir(elsewhere):
@@ -541,11 +554,6 @@ def _drawn(space: Space, count: int) -> list[Candidate]:
         if candidate != space.reference:
             found[candidate.uid] = candidate
     return list(found.values())
-
-
-def _legal(space: Space, candidate: Candidate) -> Candidate:
-    """The candidate itself, or the reference where it has no sizes to be reckoned with."""
-    return candidate if space.why_invalid(space.canonical(candidate.point)) is None else space.reference
 
 
 def _strange(trial: Trial, candidate: Candidate) -> Trial:

@@ -50,7 +50,7 @@ class Layer(nnx.Module):
             name: Linear(*sizes, storage) for name, sizes in shape.attention.linears(width).items()
         }
         parts |= {name: RMSNorm(size, norm_dtype) for name, (size, _) in shape.attention.norms().items()}
-        self.attention = shape.attention.build(parts, cache)
+        self.attention: Any = shape.attention.build(parts, cache)  # an AttentionModule
         self.feedforward_norm = RMSNorm(width, norm_dtype)
         self.feedforward = FeedForward(width, shape, storage)
 
@@ -84,18 +84,18 @@ class FeedForward(nnx.Module):
 class Decoder(nnx.Module):
     """A byte-level decoder in some precision and schedule; abstract until `bind` gives it its arrays."""
 
-    def __init__(self, shape: DecoderShape, precision: Precision = Precision(), schedule: Schedule = Schedule()) -> None:
+    def __init__(
+        self, shape: DecoderShape, precision: Precision = Precision(), schedule: Schedule = Schedule()
+    ) -> None:
         self.shape = shape
         self.precision = precision
         self.scanned = schedule.layers == "scan"
-        self.kv_cache = kv.KVCache(
-            precision.kv_cache, schedule.cache_layout, precision.activations, schedule.attention
-        )
+        self.kv_cache = kv.KVCache(precision.kv_cache, schedule.cache_layout, precision.activations, schedule.attention)
         storage = MatrixStorage(precision.weights, schedule.weight_layout, schedule.matmul)
         self.embedding = Linear(shape.width, VOCABULARY, storage)
         if self.scanned:
             graph, spec = nnx.split(Layer(shape.width, shape.layers[0], storage, self.kv_cache))
-            self.layers = nnx.merge(graph, jax.tree.map(lambda s: _stacked(s, len(shape.layers)), spec))
+            self.layers: Any = nnx.merge(graph, jax.tree.map(lambda s: _stacked(s, len(shape.layers)), spec))
         else:
             self.layers = nnx.List([Layer(shape.width, layer, storage, self.kv_cache) for layer in shape.layers])
         self.norm = RMSNorm(shape.width, jnp.promote_types(precision.activations, jnp.float32))
@@ -105,9 +105,7 @@ class Decoder(nnx.Module):
         x, _ = self._layers("score", self._embed(tokens_BT), None if self.scanned else [None] * len(self.shape.layers))
         return self._logits(x)
 
-    def prefill(
-        self, cache: Any, tokens_BT: jax.Array, start: jax.Array, length: jax.Array
-    ) -> tuple[jax.Array, Any]:
+    def prefill(self, cache: Any, tokens_BT: jax.Array, start: jax.Array, length: jax.Array) -> tuple[jax.Array, Any]:
         """Put the first `length` of `tokens` at positions `start`… into the cache.
 
         Returns the logits [B, 256] after the last of them, and the cache.
@@ -200,7 +198,9 @@ def unpack(decoder: Decoder, params: Params) -> dict[str, np.ndarray]:
     if decoder.scanned:
         inner = {path: array for path, array in params.items() if path.startswith("layers.")}
         params = {path: array for path, array in params.items() if path not in inner} | {
-            f"layers.{i}.{path.removeprefix('layers.')}": layer for path, array in inner.items() for i, layer in enumerate(array)
+            f"layers.{i}.{path.removeprefix('layers.')}": layer
+            for path, array in inner.items()
+            for i, layer in enumerate(array)
         }
     weights = {}
     for path in decoder.shape.linears():

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 from cosearch.architecture.attention import ATTENTION, AttentionShape
 from cosearch.architecture.feedforward import FEEDFORWARD, FeedForwardShape
-from cosearch.core.candidate import Choices, Value
-from cosearch.core.registry import Registry
-from cosearch.core.space import Knob, choice, integer
+from cosearch.core.candidate import Choices
+from cosearch.core.space import Knob, choice, integer, variant_knobs
 
 VOCABULARY = 256
 """Models read and write bytes."""
@@ -90,17 +89,8 @@ def knobs() -> Mapping[str, Knob]:
         "attention": choice("mha", ATTENTION.names, per_layer=True),
         "feedforward": choice("swiglu", FEEDFORWARD.names, per_layer=True),
     }
-    return own | _variant_knobs("attention", ATTENTION) | _variant_knobs("feedforward", FEEDFORWARD)
-
-
-def _variant_knobs(chooser: str, registry: Registry) -> dict[str, Knob]:
-    users: dict[str, list[str]] = {}
-    found: dict[str, Knob] = {}
-    for variant in registry:
-        for name, knob in registry[variant].knobs.items():
-            users.setdefault(name, []).append(variant)
-            found[name] = knob
-    return {
-        name: Knob(knob.default, knob.why_not, knob.per_layer, (f"architecture.{chooser}", tuple(users[name])))
-        for name, knob in found.items()
-    }
+    return (
+        own
+        | variant_knobs("architecture.attention", ATTENTION)
+        | variant_knobs("architecture.feedforward", FEEDFORWARD)
+    )

@@ -15,6 +15,7 @@ from cosearch import axes
 from cosearch.architecture.decoder import Decoder, Params, Weights, plain_decoder
 from cosearch.artifact import MANIFEST, VERIFICATION, VERSION, WEIGHTS
 from cosearch.core.candidate import Candidate
+from cosearch.core.errors import Rejected
 from cosearch.core.files import new_folder, write_json
 from cosearch.core.workload import OperatingPoint, Workload
 from cosearch.measure.bench import Compiled
@@ -55,7 +56,7 @@ def save_artifact(
         # "pt" is what Hugging Face tools look for; the arrays are numpy's.
         save_file({path: np.ascontiguousarray(a) for path, a in params.items()}, draft / WEIGHTS, {"format": "pt"})
         for phase, program in programs.items():
-            (draft / f"{phase}.executable").write_bytes(compiled[phase].runtime_executable().serialize())
+            (draft / f"{phase}.executable").write_bytes(_runtime_bytes(compiled[phase]))
             exported = export.export(program.jitted())(*program.arguments())
             (draft / f"{phase}.stablehlo").write_bytes(exported.serialize())
         write_json(draft / VERIFICATION, verification)
@@ -79,6 +80,14 @@ def save_artifact(
                 "sha256": files,
             },
         )
+
+
+def _runtime_bytes(compiled: jax.stages.Compiled) -> bytes:
+    """The runtime's own serialized form (`load.py` says why not JAX's)."""
+    executable = compiled.runtime_executable()
+    if executable is None:
+        raise Rejected("this backend cannot serialize its executables")
+    return executable.serialize()
 
 
 def _verify(

@@ -16,7 +16,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ import yaml
 from cosearch.core.candidate import Candidate, Point, Value, as_value
 from cosearch.core.errors import UserError
 from cosearch.core.expression import Expression
-from cosearch.core.registry import did_you_mean
+from cosearch.core.registry import Registry, did_you_mean
 
 _MAX_FILE_BYTES = 1_000_000
 _QUICK_TRIES = 100
@@ -115,6 +115,25 @@ def fraction(default: float, **more: Any) -> Knob:
         return f"{value!r} is not a number above 0 and up to 1"
 
     return Knob(default, why_not, **more)
+
+
+class HasKnobs(Protocol):
+    """A variant, a pattern: something that brings knobs of its own."""
+
+    @property
+    def knobs(self) -> Mapping[str, Knob]: ...
+
+
+def variant_knobs(chooser: str, variants: Registry[Any]) -> dict[str, Knob]:
+    """The knobs that registered `HasKnobs` bring, each active where the knob `chooser` names one that reads it."""
+    users: dict[str, list[str]] = {}
+    found: dict[str, Knob] = {}
+    for name in variants:
+        variant: HasKnobs = variants[name]
+        for knob, declared in variant.knobs.items():
+            users.setdefault(knob, []).append(name)
+            found[knob] = declared
+    return {knob: replace(declared, used_by=(chooser, tuple(users[knob]))) for knob, declared in found.items()}
 
 
 @dataclass(frozen=True)

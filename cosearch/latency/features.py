@@ -37,7 +37,9 @@ def work(candidate: Candidate, point: OperatingPoint) -> Work:
         spec.size * spec.dtype.itemsize for spec in jax.tree.leaves(model.cache_spec(point.batch, point.context))
     )
     attended = sum(
-        np.prod(tensor) for layer in shape.layers for tensor in layer.attention.cache(point.batch, point.context).values()
+        np.prod(tensor)
+        for layer in shape.layers
+        for tensor in layer.attention.cache(point.batch, point.context).values()
     )
     return Work(
         weight_bytes=bits / 8,

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from cosearch.core.errors import Rejected, UserError
@@ -88,10 +89,8 @@ class Worker:
         process.wait(_GRACE_S)
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
-                try:
+                with suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
         self._buffer = b""
 
     def __enter__(self) -> "Worker":

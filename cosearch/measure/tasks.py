@@ -80,9 +80,7 @@ def verify_candidate(work: Workbench, progress: Progress, point: Mapping[str, An
     return {"numerical_error": worst.error / worst.allowed, "positions": sum(result.positions for result in verified)}
 
 
-def measure_candidate(
-    work: Workbench, progress: Progress, point: Mapping[str, Any], seconds: float
-) -> dict[str, Any]:
+def measure_candidate(work: Workbench, progress: Progress, point: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Seconds of each run of the compiled candidate, by operating point, about `seconds` for each."""
     _at_hand(work, point)
     return {"samples_s": [timing.sample(compiled.step(), seconds) for compiled in work.bench.programs]}
@@ -111,7 +109,9 @@ def compare_candidates(
         benches.append(bench)
     by_operating_point = zip(*(bench.programs for bench in benches), strict=True)
     return {
-        "samples_s": [timing.side_by_side([compiled.step() for compiled in programs], rounds) for programs in by_operating_point]
+        "samples_s": [
+            timing.side_by_side([compiled.step() for compiled in programs], rounds) for programs in by_operating_point
+        ]
     }
 
 
@@ -128,9 +128,7 @@ def write_artifact(
 ) -> dict[str, Any]:
     """Compile the candidate with its trained weights, verify that, and save all of it to `folder`."""
     candidate, quality = Candidate.from_point(point), Recipe.from_json(recipe)
-    weights = trained_weights(
-        axes.dense_shape(candidate), quality, work.corpus(corpus), Path(cache), progress
-    )
+    weights = trained_weights(axes.dense_shape(candidate), quality, work.corpus(corpus), Path(cache), progress)
     save_artifact(candidate, Workload.from_json(workload), weights, manifest, Path(folder))
     return {}
 

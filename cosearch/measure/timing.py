@@ -49,7 +49,9 @@ def median_interval(samples: Sequence[float], seed: int = 0) -> tuple[float, tup
     return float(np.median(values)), (float(low), float(high))
 
 
-def ratio_interval(samples: Sequence[float], others: Sequence[float], seed: int = 0) -> tuple[float, tuple[float, float]]:
+def ratio_interval(
+    samples: Sequence[float], others: Sequence[float], seed: int = 0
+) -> tuple[float, tuple[float, float]]:
     """The ratio of the medians of `others` to `samples`, of paired rounds, with its 90 % bootstrap interval."""
     pairs = np.array([samples, others])
     draws = np.random.default_rng(seed).integers(0, pairs.shape[1], (400, pairs.shape[1]))

@@ -29,7 +29,7 @@ first losses for its reference otherwise, and one infinity poisons it)."""
 
 @PROPOSERS.register("nevergrad")
 class NevergradProposer:
-    """Legal candidates, each once. The option `optimizer` names one of nevergrad's, differential evolution if not given."""
+    """Legal candidates, each once. The option `optimizer` names one of nevergrad's, `DE` if not given."""
 
     def __init__(self, setting: Setting) -> None:
         self._space, self._problem = setting.space, setting.problem
@@ -59,8 +59,9 @@ class NevergradProposer:
                     self._reference = trial.values
                 if trial.uid not in self._told:
                     self._told.add(trial.uid)
-                    asked = self._asked.pop(trial.uid, None) or self._place(trial.candidate)
-                    self._optimizer.tell(asked, self._losses(trial))
+                    asked = self._asked.pop(trial.uid, None)
+                    place = self._place(trial.candidate) if asked is None else asked
+                    self._optimizer.tell(place, self._losses(trial))
 
     def _proposals(self, tries: int) -> Iterator[Candidate]:
         for _ in range(tries):

@@ -43,8 +43,10 @@ def load(name: str) -> Corpus:
     else:
         root = Path(name)
         if not root.exists():
-            raise UserError(f"corpus={name}: there is no such file or folder, and no corpus of that name. Allowed: "
-                            f"{STANDARD_LIBRARY}, or a path")
+            raise UserError(
+                f"corpus={name}: there is no such file or folder, and no corpus of that name. Allowed: "
+                f"{STANDARD_LIBRARY}, or a path"
+            )
         files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
     parts: dict[bool, list[bytes]] = {False: [], True: []}
     total = 0

@@ -2,7 +2,7 @@
 
 Bits per byte of a short training hardly tells attention variants apart; this does. A row binds each of 16 keys to
 one of its own 4 values, three times over in fresh order, then comes text, then keys alone are asked for. Between
-the last binding and the first question lie at least 64 bytes, so a window that does not reach back over them cannot answer
+the last binding and the first question lie at least 64 bytes, and a window that does not reach over them cannot answer
 better than by chance, 1 in 4. (The multi-query recall of Arora et al. 2023, arXiv:2312.04927, with the values
 disjoint by key: arbitrary pairs take many more steps to learn than a short training has.)
 """

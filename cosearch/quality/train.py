@@ -72,14 +72,14 @@ def train(
     optimizer = _optimizer(recipe)
     state = jax.jit(optimizer.init)(params)
 
-    def loss(params: Params, batch: recall.Rows) -> jax.Array:
-        logits = bind(model, params).score(batch.inputs)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        return jnp.sum(losses * batch.weights) / jnp.sum(batch.weights)
+    def loss(params: Params, inputs: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
+        logits = bind(model, params).score(inputs)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.sum(losses * weights) / jnp.sum(weights)
 
     def step(carry: tuple[Params, optax.OptState], batch: tuple[jax.Array, ...]) -> tuple:
         params, state = carry
-        value, gradients = jax.value_and_grad(loss)(params, recall.Rows(*batch))
+        value, gradients = jax.value_and_grad(loss)(params, *batch)
         updates, state = optimizer.update(gradients, state, params)
         return (optax.apply_updates(params, updates), state), value
 
@@ -95,7 +95,9 @@ def train(
         if not np.isfinite(losses).all():
             raise Rejected(f"training diverged: the loss is not finite by step {done + _STEPS_PER_CALL}")
         now = done + _STEPS_PER_CALL
-        progress(f"training, step {now} of {recipe.steps}, {float(losses[-1]) / math.log(2):.2f} bits", now / recipe.steps)
+        progress(
+            f"training, step {now} of {recipe.steps}, {float(losses[-1]) / math.log(2):.2f} bits", now / recipe.steps
+        )
     return {path: array.astype(np.float32) for path, array in unpack(model, jax.device_get(params)).items()}
 
 
@@ -130,7 +132,7 @@ def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
         adam_learning_rate=rate(recipe.vector_rate),
         adam_b1=0.9,
         adam_b2=0.95,
-        muon_weight_dimension_numbers=matrices,
+        muon_weight_dimension_numbers=matrices,  # pyright: ignore[reportArgumentType]  # a function may be given
     )
 
 

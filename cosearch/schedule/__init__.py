@@ -7,6 +7,7 @@ mathematics is written.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from cosearch.core.candidate import Choices, Value
 from cosearch.core.space import Knob, choice
@@ -52,12 +53,12 @@ class Schedule:
         return cls(**{name: choices.get(name, knob.default) for name, knob in KNOBS.items()})  # pyright: ignore[reportArgumentType]
 
     @property
-    def options(self) -> dict[str, str | bool | int]:
+    def options(self) -> dict[str, Any]:
         """The compiler options as XLA takes them."""
         return {name: _typed(text) for name, _, text in (option.partition("=") for option in self.compiler_options)}
 
 
-def _typed(text: str) -> str | bool | int:
+def _typed(text: str) -> Any:
     if text in ("true", "false"):
         return text == "true"
     return int(text) if text.lstrip("-").isdigit() else text

@@ -17,9 +17,7 @@ _MOST_ROWS = 16
 """Beyond so many rows `multiply_reduce` would repeat the whole matrix's work with no reuse; `dot` takes over."""
 
 
-def contract(
-    x: jax.Array, matrix: jax.Array, layout: str, lowering: str, out_dtype: Any | None = None
-) -> jax.Array:
+def contract(x: jax.Array, matrix: jax.Array, layout: str, lowering: str, out_dtype: Any | None = None) -> jax.Array:
     """`x` [..., in] times `matrix` ([in, out] or [out, in] by `layout`), [..., out].
 
     Accumulated in at least float32; `out_dtype` is the dtype of `x` if not given.
@@ -30,7 +28,9 @@ def contract(
     else:
         wide = jnp.promote_types(x.dtype, jnp.float32)
         axis = 0 if layout == "in_out" else 1
-        out = jax.lax.dot_general(rows, matrix.astype(x.dtype), (((1,), (axis,)), ((), ())), preferred_element_type=wide)
+        out = jax.lax.dot_general(
+            rows, matrix.astype(x.dtype), (((1,), (axis,)), ((), ())), preferred_element_type=wide
+        )
     return out.reshape(*x.shape[:-1], out.shape[-1]).astype(out_dtype or x.dtype)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Choices, Value
 from cosearch.core.registry import Registry
-from cosearch.core.space import Knob, choice
+from cosearch.core.space import Knob, choice, variant_knobs
 
 
 class Pattern(Protocol):
@@ -39,12 +39,7 @@ PATTERNS: Registry[Pattern] = Registry("pattern", __name__)
 
 def knobs() -> Mapping[str, Knob]:
     """The pattern's name and the knobs of every registered pattern."""
-    found = {"pattern": choice("dense", PATTERNS.names)}
-    for name in PATTERNS:
-        for knob, declared in PATTERNS[name].knobs.items():
-            users = (*found[knob].used_by[1], name) if knob in found and found[knob].used_by else (name,)
-            found[knob] = Knob(declared.default, declared.why_not, declared.per_layer, ("sparsity.pattern", users))
-    return found
+    return {"pattern": choice("dense", PATTERNS.names)} | variant_knobs("sparsity.pattern", PATTERNS)
 
 
 def pattern_of(choices: Choices) -> tuple[Pattern, Mapping[str, Value]]:

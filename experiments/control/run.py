@@ -1,6 +1,6 @@
 """Does the surrogate find more than the controls in the same time? See README.md beside this file.
 
-    .venv/bin/python experiments/control/run.py [--seconds 480] [--seeds 1] [--proposers surrogate nevergrad random]
+.venv/bin/python experiments/control/run.py [--seconds 480] [--seeds 1] [--proposers surrogate nevergrad random]
 """
 
 import argparse

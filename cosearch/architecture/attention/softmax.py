@@ -94,9 +94,7 @@ class SoftmaxAttention(nnx.Module):
         mask = self._visible(positions[:, None], positions[None, :])
         return self._output(_attend(query, key, value, mask, "dot"))
 
-    def prefill(
-        self, x_BTW: jax.Array, cache: dict, start: jax.Array, length: jax.Array
-    ) -> tuple[jax.Array, dict]:
+    def prefill(self, x_BTW: jax.Array, cache: dict, start: jax.Array, length: jax.Array) -> tuple[jax.Array, dict]:
         tokens, slots = x_BTW.shape[1], self.cache.slots(cache, "key")
         positions = start + jnp.arange(tokens)
         query, key, value = self._project(x_BTW, positions)
@@ -181,5 +179,7 @@ def _attend(
     if lowering == "multiply_reduce":
         out = multiply_reduce("btkgs,bskd->btkgd", weights, value_BSKD)
     else:
-        out = jnp.einsum("btkgs,bskd->btkgd", weights.astype(value_BSKD.dtype), value_BSKD, preferred_element_type=dtype)
+        out = jnp.einsum(
+            "btkgs,bskd->btkgd", weights.astype(value_BSKD.dtype), value_BSKD, preferred_element_type=dtype
+        )
     return out.reshape(batch, tokens, heads, head_dim).astype(query_BTHD.dtype)
