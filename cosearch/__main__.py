@@ -4,7 +4,6 @@ The only file that imports Hydra: it composes `conf/` into plain data and hands 
 imported or called; names go through the registries.
 """
 
-import errno
 import os
 import signal
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cosearch.core.errors import UserError
+from cosearch.core.errors import NO_SPACE, UserError
 from cosearch.core.registry import did_you_mean
 
 USAGE = """python -m cosearch [search] experiment=NAME [key=value …]   search, and write the front's artifacts
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ncosearch: stopped; a search continues with: python -m cosearch resume run=DIR", file=sys.stderr)
         return _INTERRUPTED
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in NO_SPACE:
             raise
         print(
             f"cosearch: the disk is full: {error.filename or 'no space left'}; free some, then resume", file=sys.stderr
@@ -118,7 +117,7 @@ def compose(overrides: list[str]) -> dict[str, Any]:
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -129,13 +128,19 @@ def compose(overrides: list[str]) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(CONF), version_base="1.3", job_name="cosearch"):
             config = OmegaConf.to_container(hydra_compose("config", overrides), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except OverrideParseException as error:
+        raise UserError(
+            f"{error.override!r} is no key=value that Hydra can read. Texts with spaces or signs in a list are quoted, "
+            "for example: 'constraints=[\"latency_s <= 0.001\"]'"
+        ) from None
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(_explain(error, CONF)) from None
     assert isinstance(config, dict)
     if config.get("experiment") is None:
         known = ", ".join(sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
         raise UserError(f"experiment=NAME is missing. Allowed: {known}\n{USAGE}")
-    config["knobs"] = _flat(config["knobs"] or {})
+    if isinstance(config["knobs"], dict):
+        config["knobs"] = _flat(config["knobs"])
     return {str(key): value for key, value in config.items()}
 
 

@@ -1,5 +1,6 @@
 """The four axes together: which knobs there are, which points are legal, and the decoder a candidate stands for."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from cosearch import precision, schedule, sparsity
 from cosearch.architecture import shape as architecture
 from cosearch.architecture.decoder import Decoder, Weights, pack
 from cosearch.architecture.shape import DecoderShape
-from cosearch.core.candidate import Candidate, Point
+from cosearch.core.candidate import Candidate, Choices, Point
 from cosearch.core.errors import Rejected, UserError
 from cosearch.core.registry import did_you_mean
 from cosearch.core.space import Knob, Rule, Space
@@ -31,13 +32,23 @@ def declared_knobs() -> dict[str, Knob]:
 
 def dense_shape(candidate: Candidate) -> DecoderShape:
     """The sizes of the model that is trained."""
-    return DecoderShape.of(candidate.architecture)
+    return _dense_shape(candidate.architecture)
 
 
 def served_shape(candidate: Candidate) -> DecoderShape:
     """The sizes of what sparsity leaves of it, which is what is compiled and served."""
-    pattern, choices = pattern_of(candidate.sparsity)
-    return pattern.shape(dense_shape(candidate), choices)
+    return _served_shape(candidate.architecture, candidate.sparsity)
+
+
+@functools.lru_cache(4096)  # thousands of candidates are screened, over few shapes
+def _dense_shape(architecture: Choices) -> DecoderShape:
+    return DecoderShape.of(architecture)
+
+
+@functools.lru_cache(4096)
+def _served_shape(architecture: Choices, sparse: Choices) -> DecoderShape:
+    pattern, choices = pattern_of(sparse)
+    return pattern.shape(_dense_shape(architecture), choices)
 
 
 def decoder(candidate: Candidate) -> Decoder:

@@ -215,6 +215,7 @@ def _write_artifact(run: Run, settings: Settings, trial: Trial, worker: Worker) 
     try:
         worker.call("artifact", arguments, settings.limits.artifact_s + settings.limits.quality_s)
     except Rejected as rejection:
+        folder.parent.mkdir(exist_ok=True)
         write_text(run.folder / ARTIFACTS / f"{trial.uid}.failed", f"{rejection}\n")
 
 

@@ -15,7 +15,7 @@ from cosearch.core.trial import Failure, Proposer, Stage, Trial
 from cosearch.measure.fingerprint import fingerprint
 from cosearch.report import Budget, Tracker
 
-_BATCH = 4
+_BATCH = 6
 """Candidates asked for at a time."""
 _HOPELESS = 20
 """Failures in a row after which something else than the candidates must be wrong."""
@@ -54,15 +54,19 @@ def search(
     proposer.tell(list(archive))
     for tracker in trackers:
         tracker.start(archive)
-    batch, failures = [reference], 0
+    batch, asked_s, failures = [reference], 0.0, 0
     while len(archive) < budget.trials and archive.seconds < budget.seconds:
-        batch = batch or list(proposer.ask(min(_BATCH, budget.trials - len(archive))))
+        if not batch:
+            start = time.monotonic()
+            batch = list(proposer.ask(min(_BATCH, budget.trials - len(archive))))
+            asked_s += time.monotonic() - start
         if not batch:
             return
         candidate = batch.pop(0)
         if candidate.uid in archive:
             continue
-        trial = score(candidate, scoring, archive, trackers)
+        trial = score(candidate, scoring, archive, trackers, asked_s)
+        asked_s = 0.0
         archive.append(trial)
         proposer.tell([trial])
         for tracker in trackers:
@@ -82,11 +86,18 @@ def search(
             )
 
 
-def score(candidate: Candidate, scoring: Scoring, archive: Archive, trackers: Sequence[Tracker]) -> Trial:
-    """Run a candidate through the stages until one refuses it; results of equal keys are taken from the archive."""
+def score(
+    candidate: Candidate, scoring: Scoring, archive: Archive, trackers: Sequence[Tracker], asked_s: float = 0.0
+) -> Trial:
+    """Run a candidate through the stages until one refuses it; results of equal keys are taken from the archive.
+
+    `asked_s` is what it took to propose it, which counts as its first stage.
+    """
     keys = {"latency_key": scoring.latency_key(candidate), "quality_key": scoring.quality_key(candidate)}
-    metrics, seconds, reused, failure = {}, {}, [], None
+    metrics, reused, failure = {}, [], None
+    start = time.monotonic()
     predictions = scoring.predict(candidate)
+    seconds = {"propose": asked_s + time.monotonic() - start}
     for index, stage in enumerate(scoring.stages):
         for tracker in trackers:
             tracker.progress(stage.name, candidate.uid, index / len(scoring.stages))

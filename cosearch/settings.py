@@ -1,5 +1,6 @@
 """The settings of a run: what Hydra composed, as plain and checked values; saved in the run's `config.yaml`."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -16,6 +17,18 @@ from cosearch.targets import TARGETS
 
 VERSION = 1
 """Of `config.yaml` and the run folder; a run folder of another version is refused."""
+
+_KINDS: Mapping[str, type[list] | type[dict]] = {
+    "knobs": dict,
+    "workload": dict,
+    "objectives": list,
+    "constraints": list,
+    "budget": dict,
+    "proposer": dict,
+    "quality": dict,
+    "trackers": list,
+    "limits": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -53,8 +66,12 @@ class Settings:
         for key in sorted(known - {"version", "limits"}):
             if key not in config:
                 raise UserError(f"{where}: {key!r} is missing; for example: experiment=llm_decode")
-        proposer = dict(config["proposer"])
-        budget, limits = dict(config["budget"]), dict(config.get("limits") or {})
+        for key, kind in _KINDS.items():
+            if not isinstance(config.get(key) or kind(), kind):
+                what = "a list, for example ['…']" if kind is list else "a mapping of keys to values"
+                raise UserError(f"{key}: {config[key]!r} is not {what}")
+        proposer = dict(config["proposer"] or {})
+        budget, limits = dict(config["budget"] or {}), dict(config.get("limits") or {})
         _check_numbers(budget, {"trials": int, "seconds": float}, "budget")
         _check_numbers(limits, {f.name: float for f in fields(Limits)}, "limits", complete=False)
         _check_numbers(config, {"measure_seconds": float, "seed": int}, where, complete=False, strict=False)
@@ -65,17 +82,17 @@ class Settings:
             space=str(config["space"]),
             knobs=dict(config["knobs"] or {}),
             target=_name(config["target"], TARGETS, "target"),
-            workload=Workload.from_json(config["workload"]),
+            workload=Workload.from_json(config["workload"] or {}),
             objectives=tuple(Objective.parse(text) for text in config["objectives"]),
             constraints=tuple(Constraint.parse(text) for text in config["constraints"] or ()),
             budget=Budget(budget["trials"], budget["seconds"]),
             proposer=_name(proposer.pop("name", ""), PROPOSERS, "proposer.name"),
             proposer_options=proposer,
             seed=config["seed"],
-            quality=Recipe.from_json(config["quality"]),
+            quality=Recipe.from_json(config["quality"] or {}),
             corpus=str(config["corpus"]),
             measure_seconds=float(config["measure_seconds"]),
-            trackers=tuple(_name(name, TRACKERS, "trackers") for name in config["trackers"]),
+            trackers=tuple(_name(name, TRACKERS, "trackers") for name in config["trackers"] or ()),
             limits=Limits(**limits),
         )
         return settings
@@ -100,5 +117,6 @@ def _check_numbers(
             continue
         value, least = data[key], 0 if key == "seed" else 1e-9
         whole = kind is int
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value < least:
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not number or not least <= value < math.inf:
             raise UserError(f"{where}.{key}: {value!r} is not a {'whole number' if whole else 'number'} above 0")

@@ -9,7 +9,7 @@ import json
 import math
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import chdir, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +43,7 @@ from cosearch.precision import FORMATS, Format, Precision
 from cosearch.proposers import PROPOSERS, Setting
 from cosearch.report import TRACKERS, Budget, Comparison, Outcome, Run, Tracker
 from cosearch.schedule import Schedule
-from cosearch.schedule.matmul import LAYOUTS, MATMULS
+from cosearch.schedule.matmul import LAYOUTS
 from cosearch.sparsity import PATTERNS
 from cosearch.targets import TARGETS, MeasurePeaks
 
@@ -86,7 +86,7 @@ def check_attention(name: str, choices: Mapping[str, Value] = _NONE) -> None:
 
 
 def check_feedforward(name: str, choices: Mapping[str, Value] = _NONE) -> None:
-    """Check the feed-forward variant `name`: each token on its own, and in a small decoder as `check_attention` does."""
+    """Check the feed-forward variant `name`: each token on its own, and in a small decoder as attention is checked."""
     shape = _small_shape(FEEDFORWARD, name, {"feedforward": name, **choices})
     block, rng = shape.layers[0].feedforward, np.random.default_rng(0)
     with jax.enable_x64(True):
@@ -150,7 +150,7 @@ def _check_gradients(shape: DecoderShape) -> None:
     tokens = np.random.default_rng(2).integers(0, 256, (_BATCH, 2 * _CAPACITY), dtype=np.int32)
 
     def loss(params: Mapping[str, Any]) -> jax.Array:
-        chances = jax.nn.log_softmax(bind(model, params).score(tokens[:, :-1]))
+        chances = jax.nn.log_softmax(bind(model, params).score(jnp.asarray(tokens[:, :-1])))
         return -jnp.take_along_axis(chances, tokens[:, 1:, None], axis=-1).mean()
 
     # Compiled without optimisation, which halves the time and changes nothing about what is finite.
@@ -192,7 +192,8 @@ def _matrices(draw: st.DrawFn) -> np.ndarray:
     """Float32 matrices [in, out] of all shapes, each column of its own scale, some of them zero."""
     rows, columns = draw(st.integers(1, 40)), draw(st.integers(1, 24))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    exponents = rng.uniform(*sorted(draw(st.tuples(st.floats(-6, 6), st.floats(-6, 6)))), columns)
+    low, high = sorted(draw(st.tuples(st.floats(-6, 6), st.floats(-6, 6))))
+    exponents = rng.uniform(low, high, columns)
     zero = rng.random(columns) < draw(st.sampled_from((0.0, 0.3, 1.0)))
     return (rng.uniform(-1, 1, (rows, columns)) * np.where(zero, 0.0, 10.0**exponents)).astype(np.float32)
 
@@ -242,22 +243,24 @@ def _check_refusals(form: Format) -> None:
 
 def _check_products(form: Format) -> None:
     rng = np.random.default_rng(3)
-    for (rows, columns), layout in zip(((48, 40), (33, 7)), LAYOUTS, strict=True):
-        # Every layout meets both shapes, and every lowering; a row count on either side of any limit on rows.
-        for each in (layout, *(other for other in LAYOUTS if other != layout)):
-            stored = form.pack((rng.standard_normal((rows, columns)) / 3).astype(np.float32), each)
-            matrix = form.unpack(stored, each)
-            arrays = {part: jnp.asarray(array) for part, array in stored.items()}
-            for lowering in MATMULS if each == layout else MATMULS[:1]:
-                for lead in ((1,), (2, 9)):
-                    x = rng.standard_normal((*lead, rows)).astype(np.float32)
-                    _check_product(form, x, arrays, matrix, each, lowering)
-                _check_product(form, x.astype(jnp.bfloat16), arrays, matrix, each, lowering)
+    for rows, columns, layout, lowering in (
+        (48, 40, "in_out", "dot"),
+        (33, 7, "in_out", "multiply_reduce"),
+        (33, 7, "out_in", "dot"),
+        (48, 40, "out_in", "multiply_reduce"),
+    ):
+        stored = form.pack((rng.standard_normal((rows, columns)) / 3).astype(np.float32), layout)
+        matrix = form.unpack(stored, layout)
+        arrays = {part: jnp.asarray(array) for part, array in stored.items()}
+        # One row and many: a lowering may treat them differently.
+        for lead, dtype in (((1,), np.float32), ((2, 9), np.float32), ((3,), jnp.bfloat16)):
+            x = rng.standard_normal((*lead, rows)).astype(dtype)
+            _check_product(form, x, arrays, matrix, layout, lowering)
         indices = rng.integers(0, columns, (2, 3), dtype=np.int32)
         for dtype, tolerance in (("float32", 1e-6), ("bfloat16", 1e-2)):
-            taken = form.columns(arrays, jnp.asarray(indices), each, dtype)
+            taken = form.columns(arrays, jnp.asarray(indices), layout, dtype)
             _require(taken.dtype == jnp.dtype(dtype), f"columns come in {dtype}, not {taken.dtype}")
-            _close(taken, np.moveaxis(matrix[:, indices], 0, -1), tolerance, f"columns are those of unpack, in {each}")
+            _close(taken, np.moveaxis(matrix[:, indices], 0, -1), tolerance, f"columns are unpack's, in {layout}")
 
 
 def _check_product(
@@ -313,17 +316,16 @@ def check_pattern(name: str, choices: Mapping[str, Value] = _NONE) -> None:
     `choices` replace defaults of its knobs. It may reject some architectures, but not all of the plain ones.
     """
     pattern = PATTERNS[name]
-    chosen = {knob: declared.default for knob, declared in pattern.knobs.items()} | choices
-    chosen["pattern"] = name
-    left = None
+    defaults = {knob: declared.default for knob, declared in pattern.knobs.items()}
+    chosen = {**defaults, **choices, "pattern": name}
+    packed, reasons = None, []
     for attention in ("mha", "gqa", "mqa"):
         dense = DecoderShape.of(Choices({**_SMALL, "attention": attention}))
         try:
             shape = pattern.shape(dense, chosen)
         except Rejected as rejection:
-            reason = str(rejection)
+            reasons.append(str(rejection))
             continue
-        left = shape
         weights = random_weights(dense, 5)
         before = {path: array.copy() for path, array in weights.items()}
         pruned, again = (pattern.prune(weights, dense, chosen) for _ in range(2))
@@ -338,10 +340,12 @@ def check_pattern(name: str, choices: Mapping[str, Value] = _NONE) -> None:
         model = plain_decoder(shape)
         params = pack(model, pruned)
         _same_arrays("a parameter of the pruned decoder", params_spec(model), params)
-    if left is None:
-        raise AssertionError(f"one of mha, gqa and mqa must be prunable with {chosen}: {reason}")
+        packed = model, params
+    if packed is None:
+        raise AssertionError(f"one of mha, gqa and mqa must be prunable with {chosen}: {reasons}")
+    model, params = packed
     tokens = np.random.default_rng(6).integers(0, 256, (_BATCH, _CAPACITY), dtype=np.int32)
-    logits = np.asarray(jax.jit(lambda p: bind(model, p).score(tokens))(params))
+    logits = np.asarray(jax.jit(lambda p: bind(model, p).score(jnp.asarray(tokens)))(params))
     _require(bool(np.isfinite(logits).all()), "the pruned decoder's logits are finite")
 
 
@@ -416,6 +420,8 @@ def _check_exhaustion(name: str, options: Mapping[str, Any], problem: Problem) -
     proposer.tell([_trial(space.reference, problem)])
     known = {space.reference.uid}
     for _ in range(_ASKS):
+        if len(known) == 3:
+            break
         asked = _asked(proposer, space, (4,), known)
         proposer.tell([_trial(candidate, problem) for candidate in asked])
         known |= {candidate.uid for candidate in asked}
@@ -434,9 +440,8 @@ def _asked(proposer: Proposer, space: Space, counts: Sequence[int], known: set[s
             _require(space.canonical(point) == point, f"candidates are canonical; this has inactive knobs: {point}")
             why = space.why_invalid(point)
             _require(why is None, f"candidates are legal; this is not: {why}")
-            missing = {
-                knob for knob in space.canonical({k: v[0] for k, v in space.knobs.items()} | point)
-            } - point.keys()
+            first = {knob: values[0] for knob, values in space.knobs.items()}
+            missing = set(space.canonical(first | point)) - point.keys()
             _require(not missing, f"candidates have all their active knobs; {sorted(missing)} are missing")
             for knob, value in point.items():
                 _require(value in space.knobs[knob], f"values are the space's own, not {knob}={value!r}")

@@ -1,5 +1,6 @@
 """Generate text from an artifact."""
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -30,7 +31,8 @@ def generate(artifact: Artifact, prompt: str, tokens: int, temperature: float = 
     """Continue `prompt` by `tokens` bytes: the likeliest each, or drawn at `temperature`.
 
     Raises:
-        UserError: the prompt is empty, or prompt and tokens together do not fit into the cache.
+        UserError: the prompt is empty, prompt and tokens together do not fit into the cache, or the temperature or
+            the seed is out of range.
     """
     manifest = artifact.manifest
     data = prompt.encode()
@@ -42,6 +44,10 @@ def generate(artifact: Artifact, prompt: str, tokens: int, temperature: float = 
             f"tokens={tokens}: must be at least 1 and, with the {len(data)} bytes of the prompt, at most {capacity}, "
             "which is what the artifact's cache holds"
         )
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"temperature={temperature}: must be a number of at least 0")
+    if seed < 0:
+        raise UserError(f"seed={seed}: must be at least 0")
     rng = np.random.default_rng(seed)
     cache, logits = artifact.empty_cache(), jnp.zeros((batch, 256))
     start = time.perf_counter()

@@ -19,6 +19,19 @@ from cosearch.measure.fingerprint import fingerprint
 _MUST_AGREE = ("jaxlib", "processor", "system")
 """What a serialized executable was made for; elsewhere it is compiled again."""
 
+_KINDS = {
+    "sha256": dict,
+    "fingerprint": dict,
+    "platform": str,
+    "params": list,
+    "cache": list,
+    "batch": int,
+    "capacity": int,
+    "prefill_chunk": int,
+}
+"""What loading and generating reads of a manifest."""
+_FILES = {WEIGHTS} | {f"{phase}.{kind}" for phase in ("prefill", "decode") for kind in ("executable", "stablehlo")}
+
 Run = Callable[..., tuple[jax.Array, ...]]
 
 
@@ -49,12 +62,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"artifact={folder}: {MANIFEST}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"artifact={folder}: {MANIFEST} is not JSON") from None
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         raise UserError(f"artifact={folder}: {MANIFEST} is not of version {VERSION}, which this cosearch reads")
+    for key, kind in _KINDS.items():
+        value: Any = manifest.get(key)
+        if not isinstance(value, kind) or (kind is int and value < 1):
+            raise UserError(f"artifact={folder}: {MANIFEST}: {key!r} is missing or wrong")
+    if missing := sorted(_FILES - manifest["sha256"].keys()):
+        raise UserError(f"artifact={folder}: {MANIFEST}: 'sha256' has no {missing[0]}")
     for name, digest in manifest["sha256"].items():
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", ".."):
             raise UserError(f"artifact={folder}: {MANIFEST} names a file outside the folder: {name!r}")
         try:
             found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
@@ -73,9 +92,13 @@ def load(folder: Path) -> Artifact:
     """
     manifest = read_manifest(folder)
     stored = load_file(folder / WEIGHTS)
+    if missing := [path for path in manifest["params"] if path not in stored]:
+        raise UserError(f"artifact={folder}: {MANIFEST}: 'params' names {missing[0]!r}, which {WEIGHTS} has not")
     params = [jax.device_put(stored[path]) for path in manifest["params"]]
     made, here = manifest["fingerprint"], fingerprint()
-    differing = [f"{name} {made[name]} there, {here[name]} here" for name in _MUST_AGREE if made[name] != here[name]]
+    differing = [
+        f"{name} {made.get(name)} there, {here[name]} here" for name in _MUST_AGREE if made.get(name) != here[name]
+    ]
     platform = jax.devices()[0].platform
     if platform != manifest["platform"]:
         differing.append(f"platform {manifest['platform']} there, {platform} here")

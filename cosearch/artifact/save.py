@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import export
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from cosearch import axes
 from cosearch.architecture.decoder import Decoder, Params, Weights, plain_decoder
@@ -54,7 +54,8 @@ def save_artifact(
 
     with new_folder(folder) as draft:
         # "pt" is what Hugging Face tools look for; the arrays are numpy's.
-        save_file({path: np.ascontiguousarray(a) for path, a in params.items()}, draft / WEIGHTS, {"format": "pt"})
+        stored = save({path: np.ascontiguousarray(array) for path, array in params.items()}, {"format": "pt"})
+        (draft / WEIGHTS).write_bytes(stored)  # not by `save_file`, whose error does not say that the disk is full
         for phase, program in programs.items():
             (draft / f"{phase}.executable").write_bytes(_runtime_bytes(compiled[phase]))
             exported = export.export(program.jitted())(*program.arguments())

@@ -68,7 +68,8 @@ class Archive:
                 self._trials = {row.uid: Trial.from_json(json.loads(row.trial)) for row in rows}
         except (DatabaseError, ValueError, KeyError, TypeError) as error:
             self.close()
-            raise UserError(f"{path}: damaged archive: {error}") from None
+            why = error.orig if isinstance(error, DatabaseError) else error
+            raise UserError(f"{path}: damaged archive: {why}") from None
         except UserError:
             self.close()
             raise

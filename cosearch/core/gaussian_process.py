@@ -7,9 +7,10 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
 _JITTER = 1e-8
-_SCALE_PRIOR = (np.log(2.0), 1.0)
+_SCALE_PRIOR = (2.0, 0.5)
 """Mean and deviation of the log length scales, in units of standardised features: a feature matters little until
-the data say otherwise, which keeps many features usable with few examples."""
+the data say otherwise, which keeps many features usable with few examples. (With a mean of log 2 the latencies of 51
+measured candidates were predicted from each other to 33 %, with this to 24 %, by 8-fold cross-validation.)"""
 _LEAST_SPREAD = 0.02
 """Values are logarithms or fractions: that a few examples agree to within 2 % does not mean that all others do."""
 _NOISE_PRIOR = (np.log(0.1), 1.0)

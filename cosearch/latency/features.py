@@ -3,12 +3,14 @@
 To tell the model of something new, add it to `Work` and to `physical`.
 """
 
+import functools
+import math
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
 from cosearch import axes
+from cosearch.architecture.cache import KVCache
 from cosearch.core.candidate import Candidate, Value
 from cosearch.core.space import Space
 from cosearch.core.workload import OperatingPoint
@@ -28,26 +30,28 @@ class Work:
 
 def work(candidate: Candidate, point: OperatingPoint) -> Work:
     """Count the work of one run at `point`."""
-    model = axes.decoder(candidate)
-    shape, precision = model.shape, Precision.of(candidate.precision)
+    shape, precision = axes.served_shape(candidate), Precision.of(candidate.precision)
     matrices = shape.linears().values()
     weights = FORMATS[precision.weights]
     bits = sum(rows * columns * weights.bits_per_weight(rows, columns) for rows, columns in matrices)
-    cache = sum(
-        spec.size * spec.dtype.itemsize for spec in jax.tree.leaves(model.cache_spec(point.batch, point.context))
-    )
-    attended = sum(
-        np.prod(tensor)
-        for layer in shape.layers
-        for tensor in layer.attention.cache(point.batch, point.context).values()
-    )
+    tensors = [
+        tensor for layer in shape.layers for tensor in layer.attention.cache(point.batch, point.context).values()
+    ]
+    cache = sum(_cached_bytes(precision.kv_cache, precision.activations, tensor) for tensor in tensors)
+    attended = sum(math.prod(tensor) for tensor in tensors)
     return Work(
         weight_bytes=bits / 8,
         cache_bytes=cache,
-        flops=2.0 * point.tokens * sum(rows * columns for rows, columns in matrices) + 2.0 * float(attended),
+        flops=2.0 * point.tokens * sum(rows * columns for rows, columns in matrices) + 2.0 * attended,
         products=len(matrices) + 2 * len(shape.layers),
         parameters=shape.parameters,
     )
+
+
+@functools.cache
+def _cached_bytes(format: str, dtype: str, tensor: tuple[int, int, int, int]) -> int:
+    arrays = KVCache(format, dtype=dtype).spec({"tensor": tensor})["tensor"].values()
+    return sum(array.size * array.dtype.itemsize for array in arrays)
 
 
 def physical(work: Work) -> list[float]:

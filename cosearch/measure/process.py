@@ -6,6 +6,7 @@ another. Replies are data, never pickles.
 """
 
 import json
+import math
 import os
 import secrets
 import selectors
@@ -17,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from cosearch.core.errors import Rejected, UserError
 
@@ -66,6 +67,8 @@ class Worker:
                     raise self._failed(task, "it answered a question that was not asked")
                 if "progress" not in reply:
                     break
+                if not isinstance(reply.get("fraction"), int | float):
+                    raise self._failed(task, "its progress is no fraction")
                 if progress:
                     progress(str(reply["progress"]), float(reply["fraction"]))
         except (BrokenPipeError, ConnectionResetError):
@@ -77,6 +80,8 @@ class Worker:
             raise UserError(str(reply["user_error"]))
         if "rejected" in reply:
             raise Rejected(str(reply["rejected"]))
+        if not isinstance(reply.get("result"), dict):
+            raise self._failed(task, "its reply has no result")
         return reply["result"]
 
     def stop(self) -> None:
@@ -84,10 +89,12 @@ class Worker:
         process, self._process = self._process, None
         if process is None:
             return
-        if process.poll() is None:
+        # Also where it has ended by itself: what it started may live on. Its number is its own until it is waited for.
+        if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(_GRACE_S)
-        for pipe in (process.stdin, process.stdout, process.stderr):
+        # The log's thread closes the error stream: closing here would wait for whoever else still has it open.
+        for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 with suppress(BrokenPipeError):
                     pipe.close()
@@ -100,10 +107,10 @@ class Worker:
         self.stop()
 
     def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and not _has_ended(self._process):
             return self._process
         self.stop()
-        self._log.clear()
+        self._log = deque(maxlen=_LOG_LINES)  # its own: the last one's may still be written to
         self._process = subprocess.Popen(
             [sys.executable, "-m", "cosearch.measure.worker"],
             stdin=subprocess.PIPE,
@@ -112,16 +119,8 @@ class Worker:
             env=self._environment,
             start_new_session=True,
         )
-        threading.Thread(target=self._keep_log, args=(self._process.stderr,), daemon=True).start()
+        threading.Thread(target=_keep_log, args=(cast(BinaryIO, self._process.stderr), self._log), daemon=True).start()
         return self._process
-
-    def _keep_log(self, stream: Any) -> None:
-        # Reads bounded pieces, so that neither a flood of output nor one endless line can fill the memory.
-        try:
-            while piece := stream.readline(2000):
-                self._log.append(piece.decode(errors="replace").rstrip())
-        except ValueError:  # closed by `stop`
-            return
 
     def _read_line(
         self, process: subprocess.Popen[bytes], task: str, timeout_s: float, deadline: float
@@ -141,18 +140,21 @@ class Worker:
                     raise self._failed(task, f"its reply is longer than {_MAX_REPLY_BYTES} bytes")
         line, _, self._buffer = self._buffer.partition(b"\n")
         try:
-            reply = json.loads(line, parse_constant=_refuse_constant)
-        except ValueError:
+            reply = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite)
+        except (ValueError, RecursionError):
             raise self._failed(task, "its reply is not JSON") from None
         if not isinstance(reply, dict):
             raise self._failed(task, "its reply is not a JSON object")
         return reply
 
     def _ending(self, process: subprocess.Popen[bytes]) -> str:
-        try:
-            code = process.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            return "it closed its end without a reply"
+        until = time.monotonic() + _GRACE_S
+        while not _has_ended(process):
+            if time.monotonic() > until:
+                return "it closed its end without a reply"
+            time.sleep(0.01)
+        self.stop()
+        code = process.returncode
         time.sleep(0.05)  # lets the log's thread read the last words
         how = f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it exited with {code} without a reply"
         last = next((line for line in reversed(self._log) if line.strip()), "")
@@ -161,6 +163,27 @@ class Worker:
     def _failed(self, task: str, why: str) -> WorkerFailed:
         self.stop()
         return WorkerFailed(f"the worker failed in {task!r}: {why}")
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has, without collecting it: until then its number, which is its group's, is nobody else's."""
+    if process.returncode is not None:
+        return True
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _keep_log(stream: BinaryIO, log: deque[str]) -> None:
+    # Reads bounded pieces, so that neither a flood of output nor one endless line can fill the memory.
+    with stream:
+        while piece := stream.readline(2000):
+            log.append(piece.decode(errors="replace").rstrip())
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} in a reply")
+    return value
 
 
 def _refuse_constant(name: str) -> float:

@@ -1,23 +1,28 @@
 """The worker process itself: reads requests from its standard input, runs tasks, writes replies.
 
-It ends when its parent does: a thread watches the input, so even a task that never returns does not keep the
-process alive for long after the parent is gone.
+It ends when its parent does: the kernel sees to it, whatever state the worker is in, and where that is not Linux a
+thread that watches the input does.
 """
 
-import errno
+import ctypes
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import traceback
 from typing import Any
 
-from cosearch.core.errors import Rejected, UserError
+from cosearch.core.errors import NO_SPACE, Rejected, UserError
+
+_PR_SET_PDEATHSIG = 1
+"""Of `prctl` (2): the signal that a process gets when the thread that started it ends."""
 
 
 def main() -> None:
     """Serve requests until the input ends."""
+    _end_with_parent()
     # Replies go to a private copy of the standard output; whatever else prints lands in the log.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -53,10 +58,15 @@ def main() -> None:
             send({"id": nonce, "user_error": str(error)})
         except Exception as error:  # the one place where whatever a candidate raises becomes data
             traceback.print_exc()
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
                 send({"id": nonce, "user_error": f"the disk is full: {error.filename or 'no space left'}"})
                 continue
             send({"id": nonce, "rejected": f"{type(error).__name__}: {str(error)[:2000]}"})
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Differential evolution by nevergrad, over the losses of all objectives at once.
+"""An evolution strategy by nevergrad, over the losses of all objectives at once.
 
 A knob is a coordinate of the unit cube, cut evenly into its values in their order. (With nevergrad's own `Choice` and
 `TransitionChoice` an `ask` took 8 ms instead of 0.2 ms, too long to be asked for thousands; 14 knobs of 4 values.)
 """
 
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,8 +21,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import nevergrad as ng
 
-_TRIES = 200
-"""Asks for each new candidate, before the method counts as exhausted."""
+_OPTIMIZER = "RecES"
+"""Evolution with recombination. Nevergrad 1.0.12's differential evolution and particle swarm lose track of their
+population (KeyError) when many are asked for and few told, or others told than were asked for."""
+_TRIES = 1000
+"""Asks in a row that give nothing new, after which the method counts as exhausted."""
 _FAILED_LOSS = LOSS_LIMIT + 1
 """What a failed or infeasible candidate is told as: finite, and worse than the reference point (nevergrad takes the
 first losses for its reference otherwise, and one infinity poisons it)."""
@@ -29,27 +33,25 @@ first losses for its reference otherwise, and one infinity poisons it)."""
 
 @PROPOSERS.register("nevergrad")
 class NevergradProposer:
-    """Legal candidates, each once. The option `optimizer` names one of nevergrad's, `DE` if not given."""
+    """Legal candidates, each once. The option `optimizer` names one of nevergrad's, `RecES` if not given."""
 
     def __init__(self, setting: Setting) -> None:
         self._space, self._problem = setting.space, setting.problem
         self._knobs = {name: values for name, values in setting.space.knobs.items() if len(values) > 1}
         cube = ng.p.Array(init=np.full(max(len(self._knobs), 1), 0.5)).set_mutation(sigma=0.2).set_bounds(0.0, 1.0)
         cube.random_state = np.random.RandomState(setting.seed)
-        self._optimizer = ng.optimizers.registry[str(setting.options.get("optimizer", "DE"))](cube, budget=100_000)
+        self._optimizer = ng.optimizers.registry[str(setting.options.get("optimizer", _OPTIMIZER))](
+            cube, budget=100_000
+        )
         self._count = len(setting.problem.objectives)
         self._optimizer.tell(ng.p.MultiobjectiveReference(), [LOSS_LIMIT] * self._count)
         self._asked: dict[str, Any] = {}
+        self._tried: set[tuple[int, ...]] = set()
         self._told: set[str] = set()
         self._reference: dict[str, float] = {}
 
     def ask(self, n: int) -> Sequence[Candidate]:
-        found: list[Candidate] = []
-        for candidate in self._proposals(_TRIES * n):
-            found.append(candidate)
-            if len(found) == n:
-                break
-        return found
+        return list(itertools.islice(self._proposals(), n))
 
     def tell(self, trials: Sequence[Trial]) -> None:
         with warnings.catch_warnings():
@@ -63,26 +65,34 @@ class NevergradProposer:
                     place = self._place(trial.candidate) if asked is None else asked
                     self._optimizer.tell(place, self._losses(trial))
 
-    def _proposals(self, tries: int) -> Iterator[Candidate]:
-        for _ in range(tries):
+    def _proposals(self) -> Iterator[Candidate]:
+        misses = 0
+        while misses < _TRIES:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 asked = self._optimizer.ask()
+            misses += 1
+            places = zip(self._knobs.values(), asked.value, strict=False)
+            steps = tuple(min(int(place * len(values)), len(values) - 1) for values, place in places)
+            if steps in self._tried:
+                continue
+            self._tried.add(steps)
             raw = {name: values[0] for name, values in self._space.knobs.items()}
-            for (name, values), place in zip(self._knobs.items(), asked.value, strict=False):
-                raw[name] = values[min(int(place * len(values)), len(values) - 1)]
+            raw |= {name: values[step] for (name, values), step in zip(self._knobs.items(), steps, strict=True)}
             candidate = self._space.candidate(raw)
             if candidate is not None and candidate.uid not in self._asked and candidate.uid not in self._told:
                 self._asked[candidate.uid] = asked
+                misses = 0
                 yield candidate
 
     def _place(self, candidate: Candidate) -> Any:
-        """Where somebody else's candidate lies in the cube; an inactive or foreign value in the middle."""
+        """Somebody else's candidate as if it had been asked for; an inactive or foreign value lies in the middle."""
         point, places = candidate.point, []
         for name, values in self._knobs.items():
             inside = name in point and point[name] in values
             places.append((values.index(point[name]) + 0.5) / len(values) if inside else 0.5)
-        return self._optimizer.parametrization.spawn_child(new_value=np.array(places or [0.5]))
+        self._optimizer.suggest(np.array(places or [0.5]))
+        return self._optimizer.ask()
 
     def _losses(self, trial: Trial) -> list[float]:
         losses = self._problem.losses(trial.values, self._reference) if self._reference else None

@@ -7,8 +7,8 @@ from cosearch.core.candidate import Candidate
 from cosearch.core.trial import Trial
 from cosearch.proposers import PROPOSERS, Setting
 
-_TRIES = 200
-"""Draws for each new candidate, before the space counts as exhausted."""
+_TRIES = 1000
+"""Draws in a row that give nothing new, after which the space counts as exhausted."""
 
 
 @PROPOSERS.register("random")
@@ -19,16 +19,22 @@ class RandomProposer:
         self._space = setting.space
         self._rng = random.Random(setting.seed)
         self._seen: set[str] = set()
+        self._drawn: set[str] = set()
 
     def ask(self, n: int) -> Sequence[Candidate]:
         found: list[Candidate] = []
-        for _ in range(_TRIES * n):
-            if len(found) == n:
-                break
-            candidate = self._space.candidate(self._space.draw(self._rng))
+        misses = 0
+        while len(found) < n and misses < _TRIES:
+            misses += 1
+            raw = self._space.draw(self._rng)
+            if (drawn := repr(raw)) in self._drawn:
+                continue
+            self._drawn.add(drawn)
+            candidate = self._space.candidate(raw)
             if candidate is not None and candidate.uid not in self._seen:
                 self._seen.add(candidate.uid)
                 found.append(candidate)
+                misses = 0
         return found
 
     def tell(self, trials: Sequence[Trial]) -> None:

@@ -169,7 +169,10 @@ class SurrogateProposer:
     def _seconds(self, candidates: Sequence[Candidate]) -> np.ndarray:
         """What each will cost, from what trials cost so far: a known architecture is not trained again."""
         trained = {trial.candidate.key("architecture") for trial in self._trials.values() if "quality" in trial.seconds}
-        totals = [sum(s for stage, s in trial.seconds.items() if stage != "quality") for trial in self._trials.values()]
+        totals = [
+            sum(s for stage, s in trial.seconds.items() if stage not in ("quality", "propose"))
+            for trial in self._trials.values()
+        ]
         quality = [trial.seconds["quality"] for trial in self._trials.values() if "quality" in trial.seconds]
         base = max(float(np.mean(totals)), 0.1)
         new, again = max(quality, default=1.0), min(quality, default=1.0)

@@ -4,6 +4,7 @@
 `evaluate.py` scores it in any format and sparsity.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -47,11 +48,13 @@ class Recipe:
                 raise UserError(f"{where}: unknown key {key!r}{did_you_mean(str(key), tuple(known))}")
             number = int | float if isinstance(known[key].default, float) else int
             least = 0 if key in ("seed", "recall_rows") else 1e-9
-            if not isinstance(value, number) or isinstance(value, bool) or value < least:
+            if not isinstance(value, number) or isinstance(value, bool) or not least <= value < math.inf:
                 raise UserError(f"{where}.{key}: {value!r} is not a number above {least:g}, whole where {key} counts")
         recipe = cls(**data)
         if recipe.steps % 10:
             raise UserError(f"{where}.steps: {recipe.steps} is not a multiple of 10, which are compiled as one")
+        if recipe.warmup_steps >= recipe.steps:
+            raise UserError(f"{where}.warmup_steps: {recipe.warmup_steps} is not below the {recipe.steps} steps")
         if recipe.length < 224:
             raise UserError(f"{where}.length: a recall row needs at least 224 bytes, not {recipe.length}")
         return recipe

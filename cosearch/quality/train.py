@@ -16,7 +16,7 @@ import cosearch
 from cosearch.architecture.decoder import Params, bind, pack, plain_decoder, random_weights, unpack
 from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import content_hash
-from cosearch.core.errors import Rejected
+from cosearch.core.errors import Rejected, UserError
 from cosearch.core.files import new_folder, write_json
 from cosearch.core.space import read_yaml
 from cosearch.measure.fingerprint import fingerprint
@@ -148,12 +148,12 @@ def _load(folder: Path) -> dict[str, np.ndarray] | None:
     """The kept weights; None where there are none, or where they are not what was kept."""
     if not (folder / "record.json").is_file():
         return None
-    digests = read_yaml(folder / "record.json")["sha256"]
-    with ocp.StandardCheckpointer() as checkpointer:
-        try:
+    try:
+        digests = read_yaml(folder / "record.json")["sha256"]
+        with ocp.StandardCheckpointer() as checkpointer:
             weights = checkpointer.restore(folder.absolute() / "weights")
-        except (ValueError, OSError, KeyError):
-            return None  # damaged: train again
+    except (UserError, ValueError, OSError, KeyError):
+        return None  # damaged: train again
     weights = {path: np.asarray(array) for path, array in weights.items()}
     return weights if {path: _digest(array) for path, array in weights.items()} == digests else None
 

@@ -58,3 +58,17 @@ def test_a_feature_that_never_changes_does_no_harm():
     mean, deviation = GaussianProcess.fit(constant, y).predict(constant)
     assert np.isfinite(mean).all()
     assert (deviation > 0).all()
+
+
+def test_equal_values_are_expected_everywhere():
+    x, _ = examples(1)
+    mean, deviation = GaussianProcess.fit(x, np.full(len(x), 3.0)).predict(np.vstack([x, x + 5]))
+    np.testing.assert_allclose(mean, 3.0, atol=1e-3)
+    assert np.isfinite(deviation).all()
+
+
+def test_one_example_is_known_and_little_else():
+    process = GaussianProcess.fit(np.array([[1.0, 2.0]]), np.array([5.0]))
+    mean, deviation = process.predict(np.array([[1.0, 2.0], [9.0, 9.0]]))
+    np.testing.assert_allclose(mean, 5.0, atol=1e-3)
+    assert 0 < deviation[0] < deviation[1]

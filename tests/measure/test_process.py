@@ -16,7 +16,7 @@ from tests import tiny
 
 # The worker is the real one. Python imports `sitecustomize` before it, which puts these tasks in the place of
 # `cosearch.measure.tasks`, so that a worker also starts in no time.
-TASKS = '''
+TASKS = """
 import ctypes, errno, json, os, resource, signal, subprocess, sys, time, types
 
 from cosearch.core.errors import Rejected, UserError
@@ -188,7 +188,7 @@ tasks = types.ModuleType("cosearch.measure.tasks")
 tasks.TASKS = {name: task for name, task in globals().items() if isinstance(task, types.FunctionType)}
 tasks.Workbench = object
 sys.modules["cosearch.measure.tasks"] = tasks
-'''
+"""
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,104 @@
+"""The models of a run, on figures that are made up from a rule, so that what they should learn is known."""
+
+import random
+
+import numpy as np
+import pytest
+
+from cosearch.core.candidate import Candidate
+from cosearch.core.metric import measured
+from cosearch.core.problem import Problem
+from cosearch.core.space import Space
+from cosearch.core.trial import Trial
+from cosearch.latency import roofline
+from cosearch.latency.features import work
+from cosearch.latency.model import LatencyModel
+from cosearch.testing import small_problem, small_space
+
+KNOBS = {
+    "architecture.width": [64, 32, 96, 128],
+    "architecture.depth": [2, 1, 3],
+    "architecture.head_dim": [16],
+    "architecture.attention": ["mha", "mqa"],
+    "precision.weights": ["float32", "bfloat16", "int8"],
+    "schedule.matmul": ["dot", "multiply_reduce"],
+    "schedule.weight_layout": ["in_out", "out_in"],
+    "schedule.cache_layout": ["bshd", "bhds"],
+}
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    return small_space(KNOBS)
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return small_problem()
+
+
+def true_latency_s(candidate: Candidate, problem: Problem) -> float:
+    """The roofline times a factor that the knobs decide together."""
+    schedule, weights = candidate.schedule, candidate.precision["weights"]
+    factor = 1.5
+    if weights == "int8":
+        factor *= 0.8 if schedule["matmul"] == "multiply_reduce" else 6.0
+    if schedule["weight_layout"] == "out_in" and schedule["matmul"] == "dot":
+        factor *= 2.5
+    return factor * roofline.latency_s(candidate, problem.workload, problem.target)
+
+
+def drawn(space: Space, count: int, seed: int) -> list[Candidate]:
+    rng = random.Random(seed)
+    found: dict[str, Candidate] = {}
+    while len(found) < count:
+        candidate = space.sample(rng)
+        found[candidate.uid] = candidate
+    return list(found.values())
+
+
+def trial(candidate: Candidate, problem: Problem, noise: float = 1.0) -> Trial:
+    metrics = {"latency_s": measured("latency_s", noise * true_latency_s(candidate, problem))}
+    return Trial(candidate, latency_key=candidate.uid, quality_key=candidate.quality_axes_key, metrics=metrics)
+
+
+def test_before_it_has_learnt_it_predicts_the_roofline(space: Space, problem: Problem):
+    candidates = drawn(space, 5, 0)
+    predictions = LatencyModel(space, problem).predict(candidates)
+    floors = [roofline.latency_s(candidate, problem.workload, problem.target) for candidate in candidates]
+    np.testing.assert_allclose(predictions["latency_s"].quantile(0.0), floors)
+    [point] = problem.workload.points
+    stored = [done.weight_bytes + done.cache_bytes for done in (work(one, point) for one in candidates)]
+    np.testing.assert_allclose(predictions["memory_bytes"].quantile(0.0), stored)
+    assert (predictions["latency_s"].quantile(1.0) > 2 * np.array(floors)).all()
+
+
+def test_the_roofline_is_never_below_bytes_over_bandwidth(space: Space, problem: Problem):
+    [point] = problem.workload.points
+    for candidate in drawn(space, 10, 1):
+        done = work(candidate, point)
+        floor = roofline.floor_s(done, problem.target.peak_flops_per_s["float32"], problem.target)
+        assert floor >= (done.weight_bytes + done.cache_bytes) / problem.target.bandwidth_bytes_per_s
+        assert roofline.latency_s(candidate, problem.workload, problem.target) > floor
+
+
+def test_it_learns_what_the_knobs_do_and_how_sure_it_is(space: Space, problem: Problem):
+    rng = np.random.default_rng(2)
+    candidates = drawn(space, 120, 3)
+    seen, held_out = candidates[:60], candidates[60:]
+    model = LatencyModel(space, problem)
+    model.fit([trial(one, problem, float(np.exp(0.03 * rng.standard_normal()))) for one in seen])
+    prediction = model.predict(held_out)["latency_s"]
+    truth = np.array([true_latency_s(one, problem) for one in held_out])
+    error = np.abs(prediction.quantile(0.0) / truth - 1)
+    assert np.median(error) < 0.15
+    inside = (prediction.quantile(-1.645) <= truth) & (truth <= prediction.quantile(1.645))
+    assert 0.75 <= inside.mean() <= 1.0
+
+
+def test_too_few_trials_teach_nothing(space: Space, problem: Problem):
+    candidates = drawn(space, 6, 4)
+    model = LatencyModel(space, problem)
+    before = model.predict(candidates)["latency_s"]
+    model.fit([trial(one, problem) for one in candidates[:3]])
+    np.testing.assert_array_equal(model.predict(candidates)["latency_s"].mean, before.mean)

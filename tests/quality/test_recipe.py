@@ -1,0 +1,37 @@
+from typing import Any
+
+import pytest
+
+from cosearch.core.errors import UserError
+from cosearch.quality import Recipe
+
+
+def test_a_recipe_survives_json():
+    recipe = Recipe(steps=20, seed=7)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": 20}, "quality: unknown key 'step'; did you mean 'steps'? Allowed: steps, "),
+        ({"steps": 0}, "quality.steps: 0 is not a number above"),
+        ({"steps": -10}, "quality.steps: -10"),
+        ({"steps": 15}, "quality.steps: 15 is not a multiple of 10"),
+        ({"steps": 20.0}, "quality.steps: 20.0"),
+        ({"steps": True}, "quality.steps: True"),
+        ({"steps": "20"}, "quality.steps: '20'"),
+        ({"length": 200}, "quality.length: a recall row needs at least 224 bytes, not 200"),
+        ({"matrix_rate": 0}, "quality.matrix_rate: 0"),
+        ({"matrix_rate": float("nan")}, "quality.matrix_rate: nan"),
+        ({"vector_rate": float("inf")}, "quality.vector_rate: inf"),
+        ({"seed": -1}, "quality.seed: -1"),
+        ({"recall_rows": None}, "quality.recall_rows: None"),
+        ({"warmup_steps": 30}, "quality.warmup_steps: 30"),
+    ],
+    ids=str,
+)
+def test_a_wrong_recipe_is_refused_by_its_key(change: dict[str, Any], message: str):
+    with pytest.raises(UserError) as error:
+        Recipe.from_json({"steps": 20, **change})
+    assert str(error.value).startswith(message)

@@ -1,0 +1,61 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cosearch.architecture.decoder import Decoder, bind, pack, random_weights
+from cosearch.architecture.shape import DecoderShape
+from cosearch.core.candidate import Choices
+from cosearch.core.errors import Rejected
+from cosearch.precision import Precision
+from cosearch.schedule import KNOBS, Schedule
+from cosearch.schedule.program import Program
+
+SHAPE = DecoderShape.of(Choices({"width": 32, "depth": 1, "head_dim": 16, "attention": "mqa", "ffn_ratio": 1}))
+MODEL = Decoder(SHAPE, Precision(kv_cache="int8"), Schedule())
+
+
+def test_options_are_read_as_xla_takes_them():
+    schedule = Schedule.of(
+        Choices({"compiler_options": ("xla_a=true", "xla_b=false", "xla_c=-3", "xla_d=x=y"), "layers": "unroll"})
+    )
+    assert schedule.options == {"xla_a": True, "xla_b": False, "xla_c": -3, "xla_d": "x=y"}
+    assert (schedule.layers, schedule.matmul) == ("unroll", "dot")
+    assert Schedule.of(Choices({})) == Schedule()
+
+
+@pytest.mark.parametrize("value", ["xla_a=true", ("xla_a",), (1,), ("a=1", "b")])
+def test_what_is_no_list_of_options_is_refused(value: object):
+    why = KNOBS["compiler_options"].refusal(value)  # pyright: ignore[reportArgumentType]
+    assert why is not None
+    assert "xla_cpu_enable_fast_math=true" in why or "not a list of compiler options" in why
+
+
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_a_program_is_flat_and_writes_its_cache_in_place(phase):
+    program = Program(MODEL, phase, batch=2, capacity=12, chunk=4)
+    compiled = program.compile({})
+    memory = compiled.memory_analysis()
+    cache_bytes = sum(spec.size * spec.dtype.itemsize for spec in program.cache)
+    assert memory is not None
+    assert memory.alias_size_in_bytes >= cache_bytes > 0
+
+    weights = pack(MODEL, random_weights(SHAPE, 0))
+    assert list(program.params) == sorted(weights)
+    params = [jnp.asarray(weights[path]) for path in program.params]
+    cache = [jnp.zeros(spec.shape, spec.dtype) for spec in program.cache]
+    tokens = np.array([7, 200], np.int32)
+    inputs = [tokens, np.int32(0)]
+    if phase == "prefill":
+        inputs = [np.array([[7, 0, 0, 0], [200, 0, 0, 0]], np.int32), np.int32(0), np.int32(1)]
+    logits, *written = compiled(*params, *cache, *inputs)
+    assert [(one.shape, one.dtype) for one in written] == [(spec.shape, spec.dtype) for spec in program.cache]
+    assert all(array.is_deleted() for array in cache)
+    assert not any(array.is_deleted() for array in params)
+    expected = jax.jit(lambda p: bind(MODEL, p).score(jnp.asarray(tokens[:, None])))(weights)[:, 0]
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * float(jnp.abs(expected).max()))
+
+
+def test_an_unknown_compiler_option_is_a_rejection():
+    with pytest.raises(Rejected, match="does not compile"):
+        Program(MODEL, "decode", batch=1, capacity=4).compile({"xla_of_nobody": True})

@@ -1,0 +1,84 @@
+"""The rules of the four axes together, and that every search space and experiment of the project is in order."""
+
+import pytest
+
+from cosearch import axes
+from cosearch.__main__ import compose
+from cosearch.core.candidate import Candidate, Value
+from cosearch.core.space import Space
+from cosearch.paths import CONF, SEARCH_SPACES
+from cosearch.settings import Settings
+from cosearch.testing import small_space
+
+SPACES = sorted(path.stem for path in SEARCH_SPACES.glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    return small_space({"architecture.width": [64], "architecture.head_dim": [16], "architecture.depth": [2]})
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        (
+            {"architecture.attention": ("mha", "mqa"), "schedule.layers": "scan"},
+            ["rule 'scan needs equal layers'", "schedule.layers='scan'", "'unroll'"],
+        ),
+        ({"architecture.head_dim": 24}, ["rule 'sizes fit'", "heads of 24", "width of 64"]),
+        (
+            {"architecture.attention": "gqa", "architecture.kv_heads": 3},
+            ["rule 'sizes fit'", "4 query heads cannot share 3 key/value heads"],
+        ),
+        (
+            {"sparsity.pattern": "structured", "sparsity.heads_kept": 1.0, "sparsity.channels_kept": 1.0},
+            ["rule 'sizes fit'", "heads_kept and channels_kept"],
+        ),
+    ],
+)
+def test_a_rule_says_what_is_wrong(space: Space, choices: dict[str, Value], words: list[str]):
+    defaults = {name: knob.default for name, knob in axes.declared_knobs().items()}
+    point = space.canonical({**defaults, "architecture.width": 64, "architecture.head_dim": 16, **choices})
+    why = space.why_invalid(point)
+    assert why is not None
+    assert all(word in why for word in words), why
+
+
+def test_layers_that_differ_are_legal_where_each_runs_on_its_own(space: Space):
+    point = space.reference.point | {"architecture.attention": ("mha", "mqa"), "schedule.layers": "unroll"}
+    assert space.why_invalid(point) is None
+
+
+@pytest.mark.parametrize(("attention", "layers"), [("mqa", "scan"), (("mha", "mqa"), "unroll")])
+def test_the_plain_form_keeps_the_architecture_and_nothing_else(space: Space, attention: Value, layers: str):
+    choices = {"architecture.attention": attention, "precision.weights": "int8", "schedule.layers": "unroll"}
+    candidate = Candidate.from_point({**space.reference.point, **choices, "schedule.matmul": "multiply_reduce"})
+    plain = axes.plain(candidate)
+    assert plain.architecture == candidate.architecture
+    assert (plain.precision["weights"], plain.sparsity["pattern"]) == ("float32", "dense")
+    assert (plain.schedule["matmul"], plain.schedule["layers"]) == ("dot", layers)
+    assert space.why_invalid(plain.point) is None
+    assert axes.plain(plain) == plain
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_search_space_loads_and_its_reference_is_legal(name: str):
+    loaded = axes.load_space(name)
+    assert loaded.canonical(loaded.reference.point) == loaded.reference.point
+    assert loaded.why_invalid(loaded.reference.point) is None
+    assert axes.decoder(loaded.reference).shape.parameters > 0
+    assert set(loaded.knobs) == set(axes.declared_knobs())
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_into_valid_settings(name: str):
+    settings = Settings.from_config(compose([f"experiment={name}"]))
+    assert settings.experiment == name
+    space = axes.load_space(settings.space, settings.knobs)
+    assert space.reference.uid
+
+
+def test_there_are_spaces_and_experiments():
+    assert SPACES
+    assert EXPERIMENTS

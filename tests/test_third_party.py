@@ -1,0 +1,159 @@
+"""A package of somebody else adds a number format and a proposer by entry points; nothing here knows of it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+FORMAT = '''
+"""int8 with a power of two for its scale, so that reading back needs no product."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cosearch.core.errors import Rejected
+from cosearch.precision import FORMATS
+from cosearch.schedule.matmul import contract, take_columns
+
+
+class Pow2:
+    weights, cache, activations = True, False, False
+    relative_error = 1 / 127
+
+    def bits_per_weight(self, rows, columns):
+        return 8.0 + 8.0 / rows
+
+    def spec(self, rows, columns, layout):
+        shape = (rows, columns) if layout == "in_out" else (columns, rows)
+        return {"values": jax.ShapeDtypeStruct(shape, jnp.int8), "exponent": jax.ShapeDtypeStruct((columns,), jnp.int8)}
+
+    def pack(self, weights, layout):
+        if not np.isfinite(weights).all():
+            raise Rejected("weights hold NaN or infinities")
+        absmax = np.maximum(np.abs(weights).max(axis=0), 1e-30).astype(np.float64)
+        exponent = np.ceil(np.log2(absmax / 127)).clip(-127, 127)
+        values = np.rint(weights / 2.0**exponent).astype(np.int8)
+        return {
+            "values": np.ascontiguousarray(values if layout == "in_out" else values.T),
+            "exponent": exponent.astype(np.int8),
+        }
+
+    def unpack(self, stored, layout):
+        values = np.asarray(stored["values"], np.float64)
+        return (values if layout == "in_out" else values.T) * 2.0 ** np.asarray(stored["exponent"], np.float64)
+
+    def matmul(self, x, stored, layout, lowering):
+        product = contract(x, stored["values"], layout, lowering, out_dtype=jnp.float32)
+        return (product * jnp.exp2(stored["exponent"].astype(jnp.float32))).astype(x.dtype)
+
+    def columns(self, stored, indices, layout, dtype):
+        values = take_columns(stored["values"], indices, layout).astype(jnp.float32)
+        return (values * jnp.exp2(stored["exponent"].astype(jnp.float32))[indices][..., None]).astype(dtype)
+
+
+FORMATS.register("int8_pow2")(Pow2())
+'''
+
+PROPOSER = '''
+"""Walks the space in order."""
+from cosearch.proposers import PROPOSERS
+
+
+@PROPOSERS.register("in_order")
+class InOrder:
+    def __init__(self, setting):
+        self._seen = set()
+        self._left = (one for raw in setting.space.points() if (one := setting.space.candidate(raw)))
+
+    def ask(self, n):
+        found = []
+        while len(found) < n and (candidate := next(self._left, None)):
+            if candidate.uid not in self._seen:
+                self._seen.add(candidate.uid)
+                found.append(candidate)
+        return found
+
+    def tell(self, trials):
+        self._seen |= {trial.uid for trial in trials}
+'''
+
+ENTRY_POINTS = """
+[cosearch.format]
+int8_pow2 = acme_cosearch.pow2
+
+[cosearch.proposer]
+in_order = acme_cosearch.in_order
+"""
+
+SPACE = """
+knobs:
+  architecture.width: [32, 64]
+  precision.weights: [float32, int8_pow2]
+reference: {architecture.width: 32, precision.weights: int8_pow2}
+"""
+
+USE = """
+import sys
+from cosearch import axes, testing
+from cosearch.__main__ import compose
+from cosearch.precision import FORMATS
+from cosearch.proposers import PROPOSERS
+from cosearch.settings import Settings
+
+assert "int8_pow2" in FORMATS.names() and "int8" in FORMATS.names(), FORMATS.names()
+assert "in_order" in PROPOSERS.names() and "random" in PROPOSERS.names(), PROPOSERS.names()
+testing.check_format("int8_pow2")
+testing.check_proposer("in_order")
+space = axes.load_space(sys.argv[1])
+assert space.reference.precision["weights"] == "int8_pow2"
+config = compose(["experiment=llm_decode", "proposer=random", "proposer.name=in_order", f"space={sys.argv[1]}"])
+assert Settings.from_config(config).proposer == "in_order"
+print("all is well")
+"""
+
+
+def install(folder: Path, modules: dict[str, str], entry_points: str) -> None:
+    """What pip would leave of a package `acme_cosearch`."""
+    package, metadata = folder / "acme_cosearch", folder / "acme_cosearch-1.0.dist-info"
+    package.mkdir(parents=True)
+    metadata.mkdir()
+    for name, text in {"__init__": "", **modules}.items():
+        (package / f"{name}.py").write_text(text)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-cosearch\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(entry_points)
+
+
+def python(site: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(CHECKOUT)])}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=environment, cwd=site, capture_output=True, text=True, check=False)
+
+
+def test_a_format_and_a_proposer_of_another_package_are_used_by_name(tmp_path: Path):
+    site = tmp_path / "site"
+    install(site, {"pow2": FORMAT, "in_order": PROPOSER}, ENTRY_POINTS)
+    (tmp_path / "theirs.yaml").write_text(SPACE)
+    result = python(site, USE, str(tmp_path / "theirs.yaml"))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("all is well\n")
+
+
+def test_a_format_that_breaks_the_contract_is_told_which_rule(tmp_path: Path):
+    sloppy = FORMAT.replace("relative_error = 1 / 127", "relative_error = 1e-4")
+    assert sloppy != FORMAT
+    install(tmp_path / "site", {"pow2": sloppy}, "[cosearch.format]\nint8_pow2 = acme_cosearch.pow2\n")
+    result = python(tmp_path / "site", "from cosearch import testing; testing.check_format('int8_pow2')")
+    assert "AssertionError: unpack is within relative_error 0.0001 of the channel's absmax" in result.stderr
+
+
+def test_an_entry_point_that_registers_nothing_is_named(tmp_path: Path):
+    install(tmp_path / "site", {"empty": ""}, "[cosearch.format]\nnothing = acme_cosearch.empty\n")
+    code = "from cosearch.precision import FORMATS; FORMATS.names()"
+    result = python(tmp_path / "site", code)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        "cosearch.core.errors.UserError: the entry point 'nothing' in group 'cosearch.format' loads "
+        "'acme_cosearch.empty', which registers no format of that name"
+    )
