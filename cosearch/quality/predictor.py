@@ -15,6 +15,7 @@ from cosearch.latency.model import Prediction
 _UNTRAINED = {"bits_per_byte": (np.log(3.0), 0.3, True), "recall_accuracy": (0.6, 0.3, False)}
 """Mean, deviation and whether logarithmic, before there are examples: what short trainings on text give."""
 _LEAST_EXAMPLES = 4
+_KNOWN_DEVIATION = 1e-6
 
 
 class QualityModel:
@@ -26,10 +27,13 @@ class QualityModel:
         self._encode = ChoiceEncoding.of(space, space.reference, "architecture", "precision", "sparsity")
         self._known: dict[str, np.ndarray] = {}
         self._fitted: dict[str, GaussianProcess] = {}
+        self._measured: dict[str, Trial] = {}
 
     def fit(self, trials: Sequence[Trial]) -> None:
         """Learn from the measured figures of `trials`."""
-        models = {trial.quality_key: trial for trial in trials if set(self.metrics) <= trial.metrics.keys()}
+        complete = [trial for trial in trials if set(self.metrics) <= trial.metrics.keys()]
+        models = {trial.candidate.quality_axes_key: trial for trial in complete}
+        self._measured = models
         if len(models) < _LEAST_EXAMPLES:
             return
         features = self._features([trial.candidate for trial in models.values()])
@@ -44,6 +48,11 @@ class QualityModel:
             means, deviations = np.full(len(candidates), mean), np.full(len(candidates), deviation)
             if metric in self._fitted:
                 means, deviations = self._fitted[metric].predict(features)
+            for index, candidate in enumerate(candidates):
+                # A schedule does not change quality, so what was measured under another one is known.
+                if trial := self._measured.get(candidate.quality_axes_key):
+                    value = trial.metrics[metric].value
+                    means[index], deviations[index] = np.log(value) if logarithmic else value, _KNOWN_DEVIATION
             predictions[metric] = Prediction(means, deviations, logarithmic)
         return predictions
 
