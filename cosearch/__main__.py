@@ -5,6 +5,7 @@ imported or called; names go through the registries.
 """
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -134,6 +135,10 @@ def compose(overrides: list[str]) -> dict[str, Any]:
             "for example: 'constraints=[\"latency_s <= 0.001\"]'"
         ) from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
+        unknown = re.search(r"Could not override '([\w.]+)'", str(error))
+        known = _keys_beside(unknown[1], overrides) if unknown else ()
+        if unknown and known:
+            raise UserError(f"{CONF}/config.yaml: unknown key {unknown[1]!r}{did_you_mean(unknown[1], known)}") from None
         raise UserError(_explain(error, CONF)) from None
     assert isinstance(config, dict)
     if config.get("experiment") is None:
@@ -142,6 +147,18 @@ def compose(overrides: list[str]) -> dict[str, Any]:
     if isinstance(config["knobs"], dict):
         config["knobs"] = _flat(config["knobs"])
     return {str(key): value for key, value in config.items()}
+
+
+def _keys_beside(key: str, overrides: Sequence[str]) -> tuple[str, ...]:
+    """The keys that stand where `key` was looked for, in the configuration of the experiment alone."""
+    experiment = [override for override in overrides if override.startswith("experiment=")]
+    if key.startswith("experiment") or len(experiment) == len(overrides):
+        return ()
+    place, *path = compose(experiment), *key.split(".")[:-1]
+    for name in path:
+        place = place[name] if isinstance(place, dict) and name in place else {}
+    prefix = "".join(f"{name}." for name in path)
+    return tuple(f"{prefix}{name}" for name in place) if isinstance(place, dict) else ()
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

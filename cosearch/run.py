@@ -18,7 +18,7 @@ from cosearch.core.errors import Rejected, UserError
 from cosearch.core.files import write_json, write_text
 from cosearch.core.problem import Problem
 from cosearch.core.space import Space, read_yaml
-from cosearch.core.trial import Trial
+from cosearch.core.trial import Proposer, Trial
 from cosearch.measure import timing
 from cosearch.measure.process import Worker
 from cosearch.paths import cache_dir
@@ -61,10 +61,11 @@ def start(config: Mapping[str, Any]) -> Run:
         problem = _problem(settings, worker)
         _check_compiler_options(space, worker, settings)
         digest = corpus.load(settings.corpus).digest
+        proposer = _proposer(settings, space, problem)
         folder = _new_folder(Path(config["output"]), settings.experiment)
         saved = {"version": VERSION, **config}
         write_text(folder / CONFIG, yaml.safe_dump(saved, sort_keys=False))
-        return _continue(folder, settings, space, problem, worker, digest)
+        return _continue(folder, settings, space, problem, proposer, worker, digest)
 
 
 def resume(folder: Path) -> Run:
@@ -77,7 +78,8 @@ def resume(folder: Path) -> Run:
     space = axes.load_space(settings.space, settings.knobs)
     with Worker() as worker:
         digest = corpus.load(settings.corpus).digest
-        return _continue(folder, settings, space, _problem(settings, worker), worker, digest)
+        problem = _problem(settings, worker)
+        return _continue(folder, settings, space, problem, _proposer(settings, space, problem), worker, digest)
 
 
 def report(folder: Path) -> Run:
@@ -108,12 +110,25 @@ def read_settings(folder: Path) -> Settings:
     return Settings.from_config(config, str(path))
 
 
-def _continue(folder: Path, settings: Settings, space: Space, problem: Problem, worker: Worker, digest: str) -> Run:
+def _continue(
+    folder: Path,
+    settings: Settings,
+    space: Space,
+    problem: Problem,
+    proposer: Proposer,
+    worker: Worker,
+    digest: str,
+) -> Run:
     run = Run(folder, settings.experiment, problem, space, settings.budget)
     with _locked(folder):
         archive = Archive(folder / ARCHIVE, problem, space.reference.uid)
+        if len(archive) and space.reference.uid not in archive:
+            raise UserError(
+                f"run={folder}: the search space {space.name!r} is another than the one it was started with"
+            )
+        for draft in (folder / ARTIFACTS).glob(".*"):
+            shutil.rmtree(draft)  # of a save that was killed
         trackers = [TRACKERS[name](run) for name in settings.trackers]
-        proposer = PROPOSERS[settings.proposer](Setting(space, problem, settings.seed, settings.proposer_options))
 
         def progress(detail: str, fraction: float) -> None:
             for tracker in trackers:
@@ -156,6 +171,10 @@ def _problem(settings: Settings, worker: Worker) -> Problem:
 
     target = TARGETS[settings.target](cache_dir(), measure_peaks)
     return Problem(target, settings.workload, settings.objectives, settings.constraints)
+
+
+def _proposer(settings: Settings, space: Space, problem: Problem) -> Proposer:
+    return PROPOSERS[settings.proposer](Setting(space, problem, settings.seed, settings.proposer_options))
 
 
 def _check_compiler_options(space: Space, worker: Worker, settings: Settings) -> None:

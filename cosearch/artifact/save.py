@@ -102,14 +102,14 @@ def _verify(
     plain = plain_decoder(model.shape, Precision.of(candidate.precision))
     pattern, choices = axes.pattern_of(candidate.sparsity)
     pruned = pattern.prune(weights, axes.dense_shape(candidate), choices)
-    decode, prefill = programs["decode"], programs["prefill"]
+    decode = programs["decode"]
     positions = min(_VERIFIED_POSITIONS, decode.capacity)
     tokens = np.random.default_rng(_SEED).integers(0, 256, (decode.batch, positions)).astype(np.int32)
+    reference = Reference(plain, pruned, tokens)
+    arrays = [jax.device_put(params[path]) for path in decode.params]
     results = {}
-    for phase, program, taken in (("decode", decode, positions), ("prefill", prefill, prefill.chunk)):
-        arrays = [jax.device_put(params[path]) for path in program.params]
+    for phase, program in programs.items():
         point = OperatingPoint(program.phase, program.batch, program.capacity)
-        bench = Compiled(point, program, compiled[phase], arrays)
-        shown = tokens[:, :taken]
-        results[phase] = asdict(Reference(plain, pruned, shown).compare(bench.logits(shown)))
+        bench = Compiled(point, program, compiled[phase], arrays, compiled["decode"])
+        results[phase] = asdict(reference.compare(bench.logits(tokens)))
     return {"against": "float64, teacher forcing", "seed": _SEED, "results": results}

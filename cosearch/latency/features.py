@@ -49,8 +49,8 @@ def work(candidate: Candidate, point: OperatingPoint) -> Work:
 
 
 @functools.cache
-def _cached_bytes(format: str, dtype: str, tensor: tuple[int, int, int, int]) -> int:
-    arrays = KVCache(format, dtype=dtype).spec({"tensor": tensor})["tensor"].values()
+def _cached_bytes(name: str, dtype: str, tensor: tuple[int, int, int, int]) -> int:
+    arrays = KVCache(name, dtype=dtype).spec({"tensor": tensor})["tensor"].values()
     return sum(array.size * array.dtype.itemsize for array in arrays)
 
 

@@ -1,7 +1,7 @@
 """The bench of a worker process: programs compiled for a candidate, ready to be verified and timed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -17,18 +17,24 @@ from cosearch.precision import Precision
 from cosearch.schedule import Schedule
 from cosearch.schedule.program import Program
 
+_CONTINUED = 5
+"""Tokens that are decoded from the cache that a prefill wrote."""
 _SEED = 20
 """Of the random weights and tokens that candidates are verified and timed with."""
 
 
 @dataclass
 class Compiled:
-    """One operating point of a candidate, compiled, with its inputs on the device."""
+    """One operating point of a candidate, compiled, with its inputs on the device.
+
+    A prefill also has the `decode` program of the same cache: only by going on from it does one see what it wrote.
+    """
 
     point: OperatingPoint
     program: Program
     executable: jax.stages.Compiled
     params: list[jax.Array]
+    decode: jax.stages.Compiled | None = None
 
     def empty_cache(self) -> list[jax.Array]:
         return [jnp.zeros(spec.shape, spec.dtype) for spec in self.program.cache]
@@ -52,17 +58,26 @@ class Compiled:
         return run
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
-        """The logits [batch, positions, 256] for `tokens` [batch, positions], by this program alone.
+        """The logits [batch, positions, 256] after the last positions of `tokens` [batch, tokens].
 
-        A decode program gives them at every position, a prefill at the last of its chunk.
+        A decode program gives them after each. A prefill takes chunks, the last one not full, and leaves the last few
+        tokens to the decode program; it gives the logits after its last and after each of those.
         """
-        cache = self.empty_cache()
+        cache, found = self.empty_cache(), []
+        chunk, count = self.program.chunk, tokens.shape[1]
+        decode, start = self.executable, 0
         if self.point.phase == "prefill":
-            out, *_ = self.executable(*self.params, *cache, tokens, np.int32(0), np.int32(tokens.shape[1]))
-            return np.asarray(out)[:, None]
-        found = []
-        for position in range(tokens.shape[1]):
-            out, *cache = self.executable(*self.params, *cache, tokens[:, position], np.int32(position))
+            assert self.decode is not None
+            decode, start = self.decode, max(count - _CONTINUED, 1)
+            for first in range(0, start, chunk):
+                piece = tokens[:, first : min(first + chunk, start)]
+                padded = np.zeros((len(tokens), chunk), np.int32)
+                padded[:, : piece.shape[1]] = piece
+                at = (np.int32(first), np.int32(piece.shape[1]))
+                out, *cache = self.executable(*self.params, *cache, padded, *at)
+            found.append(out)
+        for position in range(start, count):
+            out, *cache = decode(*self.params, *cache, tokens[:, position], np.int32(position))
             found.append(out)
         return np.stack([np.asarray(out) for out in found], axis=1)
 
@@ -121,5 +136,6 @@ def compile_workload(candidate: Candidate, model: Decoder, workload: Workload) -
         chunk = point.context if point.phase == "prefill" else 1
         program = Program(model, point.phase, point.batch, point.context, chunk)
         params = [jax.device_put(packed[path]) for path in program.params]
-        compiled.append(Compiled(point, program, program.compile(options), params))
+        decode = replace(program, phase="decode", chunk=1).compile(options) if point.phase == "prefill" else None
+        compiled.append(Compiled(point, program, program.compile(options), params, decode))
     return compiled

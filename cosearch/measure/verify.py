@@ -1,9 +1,10 @@
 """Does a compiled candidate compute what its architecture says? Compared with float64, position by position.
 
 The yardstick is the candidate's own format: the same weights and formats run the plain way (teacher forcing, no
-cache, no options) have some error against float64, and a candidate may have twice that at its worst position, and
-a floor for the order of float32 sums. So bfloat16 is judged as bfloat16 and float32 as float32, and a
-lowering that quietly drops precision fails.
+cache, no options) have some error against float64. Over all positions a candidate may have twice its root mean square,
+at the worst position four times its largest (a maximum over few positions says less), and a floor for the order of
+float32 sums. So bfloat16 is judged as bfloat16 and float32 as float32, and a lowering that quietly drops precision
+fails.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +20,8 @@ from cosearch.core.errors import Rejected
 from cosearch.precision import Precision
 
 _FLOOR = 2e-5
-_MOST = 2.0
-"""How often its format's own error a candidate may have."""
+_MOST_TYPICAL, _MOST_WORST = 2.0, 4.0
+"""How often its format's own error a candidate may have, over all positions and at the worst."""
 _SHARPER = 3.0
 """Random queries are made so much larger: flat attention would hide a wrong mask."""
 
@@ -29,17 +30,20 @@ _EXACT = Precision("float64", "float64", "float64")
 
 @dataclass(frozen=True)
 class Verification:
-    """`error` and `allowed` are relative to the size of the float64 logits, at the worst position."""
+    """Errors relative to the size of the float64 logits: `typical` is their root mean square over the positions,
+    `worst` the largest, each with what was allowed."""
 
     positions: int
-    error: float
-    format_error: float
-    allowed: float
+    typical: float
+    typical_allowed: float
+    worst: float
+    worst_allowed: float
     worst_position: int
 
     @property
-    def passed(self) -> bool:
-        return bool(np.isfinite(self.error) and self.error <= self.allowed)
+    def ratio(self) -> float:
+        """The error as a part of what is allowed; above 1 the result is wrong."""
+        return max(self.typical / self.typical_allowed, self.worst / self.worst_allowed)
 
 
 def sharp_weights(shape: DecoderShape, seed: int) -> dict[str, np.ndarray]:
@@ -61,7 +65,9 @@ class Reference:
         if self.logits.dtype != np.float64:
             raise RuntimeError("the float64 reference was not computed in float64")
         self.tokens = tokens
-        self.format_error = float(relative_errors(own, self.logits).max())
+        errors = relative_errors(own, self.logits)
+        self._typical_allowed = _MOST_TYPICAL * _root_mean_square(errors) + _FLOOR
+        self._worst_allowed = _MOST_WORST * float(errors.max()) + _FLOOR
 
     def compare(self, logits: np.ndarray) -> Verification:
         """Judge the logits [batch, positions, 256] that a compiled candidate gave after the last of `tokens`.
@@ -73,19 +79,32 @@ class Reference:
         if logits.shape != exact.shape:
             raise Rejected(f"wrong result: logits of shape {logits.shape}, not {exact.shape}")
         errors = relative_errors(logits.astype(np.float64), exact)
-        worst = int(np.argmax(np.where(np.isfinite(errors), errors, np.inf).max(axis=0)))
-        allowed = _MOST * self.format_error + _FLOOR
-        error = float(errors.max()) if np.isfinite(errors).all() else float("inf")
-        result = Verification(logits.shape[1], error, self.format_error, allowed, worst)
-        if not result.passed:
-            what = f"{error:.2e} from float64" if np.isfinite(error) else "not finite"
-            raise Rejected(f"wrong result: the logits at position {worst} are {what}; its formats allow {allowed:.2e}")
+        position = int(np.argmax(np.where(np.isfinite(errors), errors, np.inf).max(axis=0)))
+        if not np.isfinite(errors).all():
+            raise Rejected(f"wrong result: the logits at position {position} are not finite")
+        result = Verification(
+            positions=errors.shape[1],
+            typical=_root_mean_square(errors),
+            typical_allowed=self._typical_allowed,
+            worst=float(errors.max()),
+            worst_allowed=self._worst_allowed,
+            worst_position=position,
+        )
+        if result.ratio > 1:
+            raise Rejected(
+                f"wrong result: the logits are {result.typical:.2e} from float64, and {result.worst:.2e} at position "
+                f"{position}; its formats allow {self._typical_allowed:.2e} and {self._worst_allowed:.2e}"
+            )
         return result
 
 
 def relative_errors(logits: np.ndarray, exact: np.ndarray) -> np.ndarray:
     """[batch, positions]: the distance of the logits over the size of the exact ones."""
     return np.linalg.norm(logits - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
+
+
+def _root_mean_square(errors: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(errors))))
 
 
 def _score(model: Decoder) -> Callable[[Params, Any], jax.Array]:

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from cosearch.core.candidate import Candidate
+from cosearch.core.errors import UserError
 from cosearch.core.problem import LOSS_LIMIT
+from cosearch.core.registry import did_you_mean
 from cosearch.core.trial import Trial
 from cosearch.proposers import PROPOSERS, Setting
 
@@ -40,9 +42,10 @@ class NevergradProposer:
         self._knobs = {name: values for name, values in setting.space.knobs.items() if len(values) > 1}
         cube = ng.p.Array(init=np.full(max(len(self._knobs), 1), 0.5)).set_mutation(sigma=0.2).set_bounds(0.0, 1.0)
         cube.random_state = np.random.RandomState(setting.seed)
-        self._optimizer = ng.optimizers.registry[str(setting.options.get("optimizer", _OPTIMIZER))](
-            cube, budget=100_000
-        )
+        name = setting.read({"optimizer": _OPTIMIZER})["optimizer"]
+        if name not in ng.optimizers.registry:
+            raise UserError(f"proposer.optimizer: unknown{did_you_mean(name, tuple(sorted(ng.optimizers.registry)))}")
+        self._optimizer = ng.optimizers.registry[name](cube, budget=100_000)
         self._count = len(setting.problem.objectives)
         self._optimizer.tell(ng.p.MultiobjectiveReference(), [LOSS_LIMIT] * self._count)
         self._asked: dict[str, Any] = {}

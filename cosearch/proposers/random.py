@@ -16,6 +16,7 @@ class RandomProposer:
     """Legal candidates, each once."""
 
     def __init__(self, setting: Setting) -> None:
+        setting.read({})
         self._space = setting.space
         self._rng = random.Random(setting.seed)
         self._seen: set[str] = set()

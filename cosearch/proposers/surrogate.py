@@ -10,9 +10,11 @@ teach the most, crossed with many formats, patterns and schedules.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from cosearch import axes
 from cosearch.core import pareto
 from cosearch.core.candidate import Candidate
 from cosearch.core.metric import Metrics, predicted
@@ -27,6 +29,8 @@ _EXACT = 250
 """Proposals whose expected gain is computed exactly, of the thousands considered."""
 _Z90 = 1.645
 _DESIGN_TRIES = 400
+_NOT_REPEATED = ("propose", "quality")
+"""Stages whose seconds say nothing of what another candidate will cost."""
 
 
 @PROPOSERS.register("surrogate")
@@ -35,16 +39,16 @@ class SurrogateProposer:
     first screening, `architectures` among those."""
 
     def __init__(self, setting: Setting) -> None:
-        options = setting.options
+        options = setting.read({"inner": "nevergrad", "pool": 1500, "design": 22, "architectures": 6})
         self._space, self._problem = setting.space, setting.problem
-        self._inner = PROPOSERS[str(options.get("inner", "nevergrad"))](setting)
-        self._pool = int(options.get("pool", 1500))
+        self._inner = PROPOSERS[options["inner"]](replace(setting, options={}))
+        self._pool = options["pool"]
         self._rng = np.random.default_rng(setting.seed)
         self._models = (LatencyModel(setting.space, setting.problem), QualityModel(setting.space))
         self._trials: dict[str, Trial] = {}
         self._proposed: set[str] = {setting.space.reference.uid}
         self._considered: dict[str, Candidate] = {}
-        self._design = self._first(int(options.get("design", 24)), int(options.get("architectures", 6)))
+        self._design = self._first(options["design"], options["architectures"])
         self._fitted = 0
 
     def ask(self, n: int) -> Sequence[Candidate]:
@@ -158,8 +162,7 @@ class SurrogateProposer:
         losses = np.full((_DRAWS, len(candidates), len(objectives)), LOSS_LIMIT)
         for index, objective in enumerate(objectives):
             if objective.metric in drawn:
-                ratio = drawn[objective.metric] / reference[objective.metric]
-                losses[:, :, index] = ratio if objective.goal == "minimize" else LOSS_LIMIT - ratio
+                losses[:, :, index] = objective.loss(drawn[objective.metric], reference[objective.metric])
         plausible = np.ones(losses.shape[:2], dtype=bool)
         for constraint in self._problem.constraints:
             if constraint.reads <= drawn.keys():
@@ -167,16 +170,27 @@ class SurrogateProposer:
         return losses, plausible
 
     def _seconds(self, candidates: Sequence[Candidate]) -> np.ndarray:
-        """What each will cost, from what trials cost so far: a known architecture is not trained again."""
-        trained = {trial.candidate.key("architecture") for trial in self._trials.values() if "quality" in trial.seconds}
-        totals = [
-            sum(s for stage, s in trial.seconds.items() if stage not in ("quality", "propose"))
-            for trial in self._trials.values()
-        ]
-        quality = [trial.seconds["quality"] for trial in self._trials.values() if "quality" in trial.seconds]
-        base = max(float(np.mean(totals)), 0.1)
-        new, again = max(quality, default=1.0), min(quality, default=1.0)
-        return np.array([base + (again if c.key("architecture") in trained else new) for c in candidates])
+        """What each will cost, from what trials cost so far.
+
+        A new architecture costs a training besides, by its size; but those that come after it use it too, so it is
+        charged the part that a trial of an architecture bore on average so far.
+        """
+        trials = list(self._trials.values())
+        base = np.mean([sum(s for stage, s in t.seconds.items() if stage not in _NOT_REPEATED) for t in trials])
+        evaluations = [trial.seconds["quality"] for trial in trials if "quality" in trial.seconds]
+        # An architecture's first trial is the one that trained it.
+        first = {t.candidate.key("architecture"): t for t in reversed(trials) if "quality" in t.seconds}
+        trained_s = sum(trial.seconds["quality"] for trial in first.values())
+        trained_parameters = sum(axes.dense_shape(trial.candidate).parameters for trial in first.values())
+        charged = trained_s / max(trained_parameters, 1) * len(first) / len(trials)
+        return np.array(
+            [
+                base + min(evaluations, default=0.0) + 0.1
+                if candidate.key("architecture") in first
+                else base + charged * axes.dense_shape(candidate).parameters
+                for candidate in candidates
+            ]
+        )
 
 
 def _undominated(losses: np.ndarray, plausible: np.ndarray, front: np.ndarray) -> np.ndarray:

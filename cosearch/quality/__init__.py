@@ -55,6 +55,6 @@ class Recipe:
             raise UserError(f"{where}.steps: {recipe.steps} is not a multiple of 10, which are compiled as one")
         if recipe.warmup_steps >= recipe.steps:
             raise UserError(f"{where}.warmup_steps: {recipe.warmup_steps} is not below the {recipe.steps} steps")
-        if recipe.length < 224:
-            raise UserError(f"{where}.length: a recall row needs at least 224 bytes, not {recipe.length}")
+        if recipe.length < 256:
+            raise UserError(f"{where}.length: a recall row needs at least 256 bytes, not {recipe.length}")
         return recipe

@@ -21,7 +21,7 @@ def test_a_recipe_survives_json():
         ({"steps": 20.0}, "quality.steps: 20.0"),
         ({"steps": True}, "quality.steps: True"),
         ({"steps": "20"}, "quality.steps: '20'"),
-        ({"length": 200}, "quality.length: a recall row needs at least 224 bytes, not 200"),
+        ({"length": 200}, "quality.length: a recall row needs at least 256 bytes, not 200"),
         ({"matrix_rate": 0}, "quality.matrix_rate: 0"),
         ({"matrix_rate": float("nan")}, "quality.matrix_rate: nan"),
         ({"vector_rate": float("inf")}, "quality.vector_rate: inf"),
