@@ -138,7 +138,8 @@ def compose(overrides: list[str]) -> dict[str, Any]:
         unknown = re.search(r"Could not override '([\w.]+)'", str(error))
         known = _keys_beside(unknown[1], overrides) if unknown else ()
         if unknown and known:
-            raise UserError(f"{CONF}/config.yaml: unknown key {unknown[1]!r}{did_you_mean(unknown[1], known)}") from None
+            named = f"unknown key {unknown[1]!r}{did_you_mean(unknown[1], known)}"
+            raise UserError(f"{CONF}/config.yaml: {named}") from None
         raise UserError(_explain(error, CONF)) from None
     assert isinstance(config, dict)
     if config.get("experiment") is None:

@@ -17,10 +17,10 @@ def front(losses: np.ndarray) -> np.ndarray:
     return indices[np.lexsort(losses[indices].T[::-1])]
 
 
-def hypervolume(losses: np.ndarray) -> float:
-    """The volume that `losses` [n, objectives] dominate below `LOSS_LIMIT` in every objective."""
-    inside = losses[(losses < LOSS_LIMIT).all(axis=1)]
-    return float(moocore.hypervolume(inside, ref=np.full(losses.shape[1], LOSS_LIMIT))) if len(inside) else 0.0
+def hypervolume(losses: np.ndarray, limit: float = LOSS_LIMIT) -> float:
+    """The volume that `losses` [n, objectives] dominate below `limit` in every objective."""
+    inside = losses[(losses < limit).all(axis=1)]
+    return float(moocore.hypervolume(inside, ref=np.full(losses.shape[1], limit))) if len(inside) else 0.0
 
 
 def knee(losses: np.ndarray) -> int:

@@ -15,9 +15,9 @@ from cosearch.core.workload import Workload
 
 Goal = Literal["minimize", "maximize"]
 
-LOSS_LIMIT = 4.0
-"""The reference point of the hypervolume in every objective: four times the plain reference's value for a metric that
-is minimised. A model twice as large or slow as the reference may still be worth having for its quality."""
+LOSS_LIMIT = 2.0
+"""The reference point of the hypervolume in every objective: twice the plain reference's value for a metric that is
+minimised, 0 for one that is maximised."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Objective:
     def loss(self, value: float, reference: float) -> float:
         """The value relative to the reference's, as a loss: 1 for the reference, lower is better."""
         ratio = value / reference if reference else float("inf")
-        return ratio if self.goal == "minimize" else 2.0 - ratio
+        return ratio if self.goal == "minimize" else LOSS_LIMIT - ratio
 
     def __str__(self) -> str:
         return f"{self.goal} {self.metric}"

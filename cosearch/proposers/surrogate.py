@@ -27,6 +27,9 @@ from cosearch.quality.predictor import QualityModel
 _DRAWS = 16
 _EXACT = 250
 """Proposals whose expected gain is computed exactly, of the thousands considered."""
+_LIMIT = 1.2
+"""What is worse than the front's worst by more than a fifth of its range gains nothing."""
+_LEAST_SPAN = 0.05
 _Z90 = 1.645
 _DESIGN_TRIES = 400
 _NOT_REPEATED = ("propose", "quality")
@@ -119,7 +122,7 @@ class SurrogateProposer:
         if not candidates:
             return []
         losses, plausible = self._draw(candidates)
-        known = np.array([row for _, row in front]).reshape(-1, losses.shape[2])
+        known, losses = _to_scale(np.array([row for _, row in front]).reshape(-1, losses.shape[2]), losses)
         seconds = self._seconds(candidates)
         # Most proposals are dominated in nearly every draw; only the rest are worth an exact volume.
         worth = _undominated(losses, plausible, known).mean(axis=0) / seconds
@@ -193,9 +196,22 @@ class SurrogateProposer:
         )
 
 
+def _to_scale(front: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both with each objective's range over the front as the unit, from 0 at its best to 1 at its worst.
+
+    Else the objective whose limit lies farthest from the front would rule: of the fastest point's latency a tenth
+    would weigh more than all that there is to gain in bits per byte.
+    """
+    if len(front) == 0:
+        return front, losses / LOSS_LIMIT
+    low = front.min(axis=0)
+    span = np.maximum(front.max(axis=0) - low, _LEAST_SPAN)
+    return (front - low) / span, (losses - low) / span
+
+
 def _undominated(losses: np.ndarray, plausible: np.ndarray, front: np.ndarray) -> np.ndarray:
     """[draws, n]: where a candidate keeps the constraints and nothing of `front` is as good in everything."""
-    inside = plausible & (losses < LOSS_LIMIT).all(axis=2)
+    inside = plausible & (losses < _LIMIT).all(axis=2)
     for row in front:
         inside &= (losses < row).any(axis=2)
     return inside
@@ -203,8 +219,8 @@ def _undominated(losses: np.ndarray, plausible: np.ndarray, front: np.ndarray) -
 
 def _mean_gain(losses: np.ndarray, plausible: np.ndarray, front: np.ndarray) -> np.ndarray:
     """The mean over the draws of how much hypervolume each candidate [n] would add to `front`."""
-    before = pareto.hypervolume(front)
+    before = pareto.hypervolume(front, _LIMIT)
     gains = np.zeros(losses.shape[:2])
     for draw, index in zip(*np.nonzero(_undominated(losses, plausible, front)), strict=True):
-        gains[draw, index] = pareto.hypervolume(np.vstack([front, losses[draw, index]])) - before
+        gains[draw, index] = pareto.hypervolume(np.vstack([front, losses[draw, index]]), _LIMIT) - before
     return gains.mean(axis=0)

@@ -86,7 +86,7 @@ def test_the_reference_has_loss_one_and_better_is_lower(value: float, reference:
         assert objective.loss(reference, reference) == 1.0
         if value != reference:
             assert (objective.loss(value, reference) <= 1.0) is better or math.isclose(value, reference)
-    assert Objective.parse("maximize latency_s").loss(0.0, reference) == 2.0
+    assert Objective.parse("maximize latency_s").loss(0.0, reference) == LOSS_LIMIT
 
 
 @given(positive, positive)
