@@ -42,7 +42,7 @@ class SurrogateProposer:
     first screening, `architectures` among those."""
 
     def __init__(self, setting: Setting) -> None:
-        options = setting.read({"inner": "nevergrad", "pool": 1500, "design": 22, "architectures": 6})
+        options = setting.read({"inner": "nevergrad", "pool": 1500, "design": 22, "architectures": 4})
         self._space, self._problem = setting.space, setting.problem
         self._inner = PROPOSERS[options["inner"]](replace(setting, options={}))
         self._pool = options["pool"]
@@ -129,18 +129,27 @@ class SurrogateProposer:
         kept = np.argsort(-worth, kind="stable")[:_EXACT]
         candidates = [candidates[index] for index in kept]
         losses, plausible, seconds = losses[:, kept], plausible[:, kept], seconds[kept]
+        untrained = np.array([candidate.key("architecture") not in self._trained for candidate in candidates])
         chosen: list[int] = []
         while len(chosen) < min(n, len(candidates)):
             gain = _mean_gain(losses, plausible, known) / seconds
             gain[chosen] = -np.inf
             best = int(gain.argmax())
             chosen.append(best)
-            # The next is chosen as if this one had come out as expected, and had its architecture trained.
+            # The next is chosen as if this one had come out as expected.
             known = np.vstack([known, losses[:, best].mean(axis=0)])
-            trained = candidates[best].key("architecture")
-            same = [index for index, candidate in enumerate(candidates) if candidate.key("architecture") == trained]
-            seconds[same] = np.minimum(seconds[same], seconds.min())
+            if untrained[best]:
+                # One training in an ask: what it shows is to be known before the next is chosen.
+                same = np.array([c.key("architecture") == candidates[best].key("architecture") for c in candidates])
+                seconds[same] = seconds.min()
+                losses[:, untrained & ~same] = np.inf
+                untrained &= False
         return [candidates[index] for index in chosen]
+
+    @property
+    def _trained(self) -> dict[str, Trial]:
+        """The trial that trained each architecture, which is its first."""
+        return {t.candidate.key("architecture"): t for t in reversed(self._trials.values()) if "quality" in t.seconds}
 
     def _front(self, trials: Sequence[Trial]) -> list[tuple[Trial, np.ndarray]]:
         rows = [(trial, self._problem.losses(trial.values, self._reference)) for trial in trials]
@@ -173,24 +182,17 @@ class SurrogateProposer:
         return losses, plausible
 
     def _seconds(self, candidates: Sequence[Candidate]) -> np.ndarray:
-        """What each will cost, from what trials cost so far.
-
-        A new architecture costs a training besides, by its size; but those that come after it use it too, so it is
-        charged the part that a trial of an architecture bore on average so far.
-        """
-        trials = list(self._trials.values())
+        """What each will cost, from what trials cost so far; a new architecture a training besides, by its size."""
+        trials, trained = list(self._trials.values()), self._trained
         base = np.mean([sum(s for stage, s in t.seconds.items() if stage not in _NOT_REPEATED) for t in trials])
-        evaluations = [trial.seconds["quality"] for trial in trials if "quality" in trial.seconds]
-        # An architecture's first trial is the one that trained it.
-        first = {t.candidate.key("architecture"): t for t in reversed(trials) if "quality" in t.seconds}
-        trained_s = sum(trial.seconds["quality"] for trial in first.values())
-        trained_parameters = sum(axes.dense_shape(trial.candidate).parameters for trial in first.values())
-        charged = trained_s / max(trained_parameters, 1) * len(first) / len(trials)
+        again = min((trial.seconds["quality"] for trial in trials if "quality" in trial.seconds), default=0.0)
+        training_s = sum(trial.seconds["quality"] for trial in trained.values())
+        parameters = sum(axes.dense_shape(trial.candidate).parameters for trial in trained.values())
         return np.array(
             [
-                base + min(evaluations, default=0.0) + 0.1
-                if candidate.key("architecture") in first
-                else base + charged * axes.dense_shape(candidate).parameters
+                base + again + 0.1
+                if candidate.key("architecture") in trained
+                else base + training_s / max(parameters, 1) * axes.dense_shape(candidate).parameters
                 for candidate in candidates
             ]
         )
