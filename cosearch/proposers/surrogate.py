@@ -129,7 +129,8 @@ class SurrogateProposer:
         kept = np.argsort(-worth, kind="stable")[:_EXACT]
         candidates = [candidates[index] for index in kept]
         losses, plausible, seconds = losses[:, kept], plausible[:, kept], seconds[kept]
-        untrained = np.array([candidate.key("architecture") not in self._trained for candidate in candidates])
+        trained = self._trained
+        untrained = np.array([candidate.key("architecture") not in trained for candidate in candidates])
         chosen: list[int] = []
         while len(chosen) < min(n, len(candidates)):
             gain = _mean_gain(losses, plausible, known) / seconds
