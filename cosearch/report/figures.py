@@ -49,6 +49,8 @@ def front(run: Run, archive: Archive, outcome: Outcome) -> go.Figure:
     _add_plain(figure, plane, archive, outcome)
     figure.update_xaxes(**plane.axis(0))
     figure.update_yaxes(**plane.axis(1))
+    if best and archive.reference and figure.layout.yaxis.type != "log":
+        figure.update_yaxes(range=plane.around([*best, archive[archive.reference_uid]]))
     return figure.update_layout(height=540)
 
 
@@ -182,6 +184,13 @@ class _Plane:
             hoverinfo="skip",
             showlegend=False,
         )
+
+    def around(self, trials: Sequence[Trial]) -> tuple[float, float]:
+        """The part of the y axis where `trials` are, with room; far-off failures would flatten the front."""
+        heights = [place[1] for trial in trials if (place := self.at(trial.uid, trial.values))]
+        low, high = min(heights), max(heights)
+        room = max(high - low, 0.02 * abs(high))
+        return low - 0.8 * room, high + 1.2 * room
 
     def axis(self, index: int) -> dict[str, Any]:
         """The settings of the x (0) or y (1) axis."""
