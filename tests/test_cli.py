@@ -38,7 +38,7 @@ def refused(capsys: Capture, *arguments: str) -> str:
         ("proposer.name=nope", ["proposer.name: unknown value 'nope'", "Allowed: nevergrad, random, surrogate"]),
         ("quality.steps=15", ["quality.steps: 15 is not a multiple of 10"]),
         ("+quality.epochs=3", ["quality: unknown key 'epochs'", "Allowed: steps"]),
-        ("quality.length=100", ["quality.length: ", "at least 224"]),
+        ("quality.length=100", ["quality.length: ", "at least 256"]),
         ("objectives=[minimize latency]", ["objectives: unknown metric 'latency'", "did you mean 'latency_s'?"]),
         ("objectives=[latency_s]", ["objectives: 'latency_s' must read 'minimize METRIC'"]),
         ("objectives=[]", ["objectives: is empty", "minimize latency_s"]),

@@ -66,6 +66,8 @@ def start(arguments: Sequence[str], **more: str) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), **more},
         start_new_session=True,
+        # A job in a shell's background ignores interrupts, and its children would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (tests hold no locks here)
     )
 
 
