@@ -36,8 +36,8 @@ class Objective:
         _check_metric(metric.strip(), where)
         return cls(metric.strip(), goal)
 
-    def loss(self, value: float, reference: float) -> float:
-        """The value relative to the reference's, as a loss: 1 for the reference, lower is better."""
+    def loss(self, value: Any, reference: float) -> Any:
+        """A value or an array of them relative to the reference's, as a loss: 1 for the reference, lower is better."""
         ratio = value / reference if reference else float("inf")
         return ratio if self.goal == "minimize" else LOSS_LIMIT - ratio
 

@@ -69,6 +69,7 @@ class Compiled:
         if self.point.phase == "prefill":
             assert self.decode is not None
             decode, start = self.decode, max(count - _CONTINUED, 1)
+            out: Any = None  # there is always a chunk
             for first in range(0, start, chunk):
                 piece = tokens[:, first : min(first + chunk, start)]
                 padded = np.zeros((len(tokens), chunk), np.int32)

@@ -49,7 +49,7 @@ def front(run: Run, archive: Archive, outcome: Outcome) -> go.Figure:
     _add_plain(figure, plane, archive, outcome)
     figure.update_xaxes(**plane.axis(0))
     figure.update_yaxes(**plane.axis(1))
-    if best and archive.reference and figure.layout.yaxis.type != "log":
+    if best and archive.reference and plane.axis(1).get("type") != "log":
         figure.update_yaxes(range=plane.around([*best, archive[archive.reference_uid]]))
     return figure.update_layout(height=540)
 
