@@ -59,15 +59,14 @@ def overrides(inputs: Path, output: Path, *more: str) -> list[str]:
 def start(arguments: Sequence[str], **more: str) -> subprocess.Popen[str]:
     """`python -m cosearch …` in a process group of its own; `more` is added to its environment."""
     return subprocess.Popen(
-        [sys.executable, "-m", "cosearch", *arguments],
+        # A job in a shell's background ignores interrupts, and what it starts would, too.
+        ["env", "--default-signal=INT", sys.executable, "-m", "cosearch", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), **more},
         start_new_session=True,
-        # A job in a shell's background ignores interrupts, and its children would, too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (tests hold no locks here)
     )
 
 
