@@ -164,5 +164,7 @@ def _digest(array: np.ndarray) -> str:
 
 def _code_digest() -> str:
     package = Path(cosearch.__file__).parent
-    files = sorted(path for part in ("architecture", "quality") for path in (package / part).rglob("*.py"))
+    files = sorted(
+        path for part in ("architecture", "precision", "quality", "schedule") for path in (package / part).rglob("*.py")
+    )
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]

@@ -314,6 +314,11 @@ def test_one_wrong_position_is_rejected_and_named(reference: Reference):
         reference.compare(altered(reference, 1, 11, reference.logits[1, 10]))
 
 
+def test_of_the_last_positions_a_wrong_one_is_named_by_its_place_in_the_whole(reference: Reference):
+    with pytest.raises(Rejected, match="at position 11;"):
+        reference.compare(altered(reference, 1, 11, reference.logits[1, 10])[:, -6:])
+
+
 def test_constant_zero_and_stale_logits_are_rejected(reference: Reference):
     for wrong in (
         np.zeros_like(reference.logits),
