@@ -19,6 +19,7 @@ USAGE = """python -m cosearch [search] experiment=NAME [key=value …]   search,
 python -m cosearch resume run=DIR                               continue a search after any stop
 python -m cosearch report run=DIR                               write pareto.json and report.html anew
 python -m cosearch generate artifact=DIR prompt=TEXT [tokens=64] [temperature=0] [seed=0]
+python -m cosearch space name=SPACE [draws=20000] [target=cpu] [deploy=STACK]   how large a search space is
 python -m cosearch doctor                                       what this machine can do, and what is missing"""
 
 _INTERRUPTED = 130
@@ -93,6 +94,18 @@ def generate(arguments: list[str]) -> None:
     print(f"\n{made.tokens} tokens, {made.tokens_per_s:.0f} tokens/s; prompt read in {made.prefill_s * 1e3:.1f} ms")
 
 
+def space(arguments: list[str]) -> None:
+    """`space name=SPACE draws=20000 seed=0 target=cpu deploy=STACK`"""
+    defaults = {"draws": 20_000, "seed": 0, "target": "cpu", "deploy": ""}
+    kinds = {"name": str, "draws": int, "seed": int, "target": str, "deploy": str}
+    options = _options(arguments, kinds, defaults)
+    if options["draws"] < 1:
+        raise UserError(f"draws={options['draws']}: at least one point must be drawn")
+    from cosearch.report.space import describe
+
+    describe(options["name"], options["target"], options["deploy"] or None, options["draws"], options["seed"])
+
+
 def doctor(arguments: list[str]) -> None:
     """`doctor`"""
     _options(arguments, {})
@@ -106,6 +119,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "resume": resume,
     "report": report,
     "generate": generate,
+    "space": space,
     "doctor": doctor,
 }
 

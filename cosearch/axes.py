@@ -1,22 +1,23 @@
 """The four axes together: which knobs there are, which points are legal, and the decoder a candidate stands for."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cosearch import precision, schedule, sparsity
 from cosearch.architecture import shape as architecture
-from cosearch.architecture.decoder import Decoder, Weights, pack
+from cosearch.architecture.decoder import Decoder, scannable, why_not
 from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Candidate, Choices, Point
 from cosearch.core.errors import Rejected, UserError
 from cosearch.core.registry import did_you_mean
 from cosearch.core.space import Knob, Rule, Space
+from cosearch.export import ENGINES
 from cosearch.paths import SEARCH_SPACES
 from cosearch.precision import Precision
 from cosearch.schedule import Schedule
-from cosearch.sparsity import pattern_of
+from cosearch.targets import TARGETS
 
 
 def declared_knobs() -> dict[str, Knob]:
@@ -47,8 +48,7 @@ def _dense_shape(architecture: Choices) -> DecoderShape:
 
 @functools.lru_cache(4096)
 def _served_shape(architecture: Choices, sparse: Choices) -> DecoderShape:
-    pattern, choices = pattern_of(sparse)
-    return pattern.shape(_dense_shape(architecture), choices)
+    return sparsity.served_shape(_dense_shape(architecture), sparse)
 
 
 def decoder(candidate: Candidate) -> Decoder:
@@ -63,15 +63,9 @@ def plain(candidate: Candidate) -> Candidate:
     for name, knob in declared.items():
         if not name.startswith("architecture.") and knob.used_by is None:
             point[name] = knob.default
-    if not dense_shape(candidate).uniform:
+    if not scannable(dense_shape(candidate), Precision()):
         point["schedule.layers"] = "unroll"
     return Candidate.from_point(point)
-
-
-def served_params(candidate: Candidate, model: Decoder, weights: Weights) -> dict[str, Any]:
-    """Trained `weights` of the dense model, pruned and packed for `model`."""
-    pattern, choices = pattern_of(candidate.sparsity)
-    return pack(model, pattern.prune(weights, dense_shape(candidate), choices))
 
 
 def _why_no_shape(point: Point) -> str | None:
@@ -82,17 +76,33 @@ def _why_no_shape(point: Point) -> str | None:
     return None
 
 
+def _why_no_formats(point: Point) -> str | None:
+    candidate = Candidate.from_point(point)
+    return why_not(served_shape(candidate), Precision.of(candidate.precision))
+
+
 def _why_no_scan(point: Point) -> str | None:
-    if point.get("schedule.layers") == "scan" and not served_shape(Candidate.from_point(point)).uniform:
-        return "schedule.layers='scan' runs one loop over equal layers, and these layers differ; take 'unroll'"
-    return None
+    candidate = Candidate.from_point(point)
+    if Schedule.of(candidate.schedule).layers == "unroll":
+        return None
+    if scannable(served_shape(candidate), Precision.of(candidate.precision)):
+        return None
+    return "schedule.layers='scan' runs one loop over equal layers, and these layers differ; take 'unroll'"
 
 
-RULES = (Rule("sizes fit", _why_no_shape), Rule("scan needs equal layers", _why_no_scan))
+RULES = (
+    Rule("sizes fit", _why_no_shape),
+    Rule("formats hold the matrices", _why_no_formats),
+    Rule("scan needs equal layers", _why_no_scan),
+)
 
 
-def load_space(name: str, overrides: Mapping[str, Any] | None = None) -> Space:
+def load_space(
+    name: str, overrides: Mapping[str, Any] | None = None, target: str | None = None, deploy: str | None = None
+) -> Space:
     """The search space of that name, or in that YAML file, with the values of some knobs replaced.
+
+    With a `target` it holds only what that chip runs, with `deploy` what that serving stack loads.
 
     Raises:
         UserError: there is no such space, or it is wrong.
@@ -101,4 +111,13 @@ def load_space(name: str, overrides: Mapping[str, Any] | None = None) -> Space:
     if not path.is_file():
         known = tuple(sorted(file.stem for file in SEARCH_SPACES.glob("*.yaml")))
         raise UserError(f"space={name}: no such search space{did_you_mean(name, known)}, or the path of a YAML file")
-    return Space.from_yaml(path, declared_knobs(), RULES, overrides)
+    rules = list(RULES)
+    if target is not None:
+        rules.append(_rule(f"{target} runs it", TARGETS[target].why_not))
+    if deploy is not None:
+        rules.append(_rule(f"{deploy} loads it", ENGINES[deploy].why_not))
+    return Space.from_yaml(path, declared_knobs(), rules, overrides)
+
+
+def _rule(name: str, why_not: Callable[[Candidate], str | None]) -> Rule:
+    return Rule(name, lambda point: why_not(Candidate.from_point(point)))

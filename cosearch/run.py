@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from cosearch import axes
 from cosearch.core.archive import Archive
 from cosearch.core.errors import Rejected, UserError
 from cosearch.core.files import write_json, write_text
@@ -56,7 +55,7 @@ def start(config: Mapping[str, Any]) -> Run:
         UserError: the settings are wrong; then no folder is made.
     """
     settings = Settings.from_config(config)
-    space = axes.load_space(settings.space, settings.knobs)
+    space = settings.load_space()
     with Worker() as worker:
         problem = _problem(settings, worker)
         _check_compiler_options(space, worker, settings)
@@ -75,7 +74,7 @@ def resume(folder: Path) -> Run:
         UserError: this is no run folder, it is of another version, or another process works on it.
     """
     settings = read_settings(folder)
-    space = axes.load_space(settings.space, settings.knobs)
+    space = settings.load_space()
     with Worker() as worker:
         digest = corpus.load(settings.corpus).digest
         problem = _problem(settings, worker)
@@ -85,7 +84,7 @@ def resume(folder: Path) -> Run:
 def report(folder: Path) -> Run:
     """Write `pareto.json` and what the trackers write, from the archive as it is."""
     settings = read_settings(folder)
-    space = axes.load_space(settings.space, settings.knobs)
+    space = settings.load_space()
     with Worker() as worker, _locked(folder):
         run = Run(folder, settings.experiment, _problem(settings, worker), space, settings.budget)
         archive = Archive(folder / ARCHIVE, run.problem, space.reference.uid)
@@ -169,7 +168,7 @@ def _problem(settings: Settings, worker: Worker) -> Problem:
     def measure_peaks() -> dict[str, Any]:
         return worker.call("peaks", {}, settings.limits.measure_s)
 
-    target = TARGETS[settings.target](cache_dir(), measure_peaks)
+    target = TARGETS[settings.target].target(cache_dir(), measure_peaks)
     return Problem(target, settings.workload, settings.objectives, settings.constraints)
 
 

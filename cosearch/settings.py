@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from cosearch import axes
 from cosearch.core.errors import UserError
 from cosearch.core.problem import Constraint, Objective
 from cosearch.core.registry import did_you_mean
+from cosearch.core.space import Space
 from cosearch.core.workload import Workload
+from cosearch.export import ENGINES
 from cosearch.proposers import PROPOSERS
 from cosearch.quality import Recipe
 from cosearch.report import TRACKERS, Budget
@@ -39,6 +42,7 @@ class Settings:
     space: str
     knobs: Mapping[str, Any]
     target: str
+    deploy: str | None
     workload: Workload
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...]
@@ -82,6 +86,7 @@ class Settings:
             space=str(config["space"]),
             knobs=dict(config["knobs"] or {}),
             target=_name(config["target"], TARGETS, "target"),
+            deploy=None if config["deploy"] is None else _name(config["deploy"], ENGINES, "deploy"),
             workload=Workload.from_json(config["workload"] or {}),
             objectives=tuple(Objective.parse(text) for text in config["objectives"]),
             constraints=tuple(Constraint.parse(text) for text in config["constraints"] or ()),
@@ -96,6 +101,14 @@ class Settings:
             limits=Limits(**limits),
         )
         return settings
+
+    def load_space(self) -> Space:
+        """The search space of this run: what its target runs and its serving stack loads.
+
+        Raises:
+            UserError: there is no such space, or it is wrong.
+        """
+        return axes.load_space(self.space, self.knobs, self.target, self.deploy)
 
 
 def _name(value: Any, registry: Any, where: str) -> str:

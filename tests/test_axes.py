@@ -33,7 +33,7 @@ def space() -> Space:
         ),
         (
             {"sparsity.pattern": "structured", "sparsity.heads_kept": 1.0, "sparsity.channels_kept": 1.0},
-            ["rule 'sizes fit'", "heads_kept and channels_kept"],
+            ["rule 'sizes fit'", "heads_kept, channels_kept and layers_kept"],
         ),
     ],
 )

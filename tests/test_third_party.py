@@ -13,44 +13,54 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cosearch.core.errors import Rejected
-from cosearch.precision import FORMATS
-from cosearch.schedule.matmul import contract, take_columns
+from cosearch.precision import FORMATS, refuse_not_finite
+from cosearch.schedule.matmul import contract
 
 
 class Pow2:
     weights, cache, activations = True, False, False
-    relative_error = 1 / 127
+    inputs, calibrations = (), ("absmax",)
+
+    def why_not(self, rows, columns):
+        return None
 
     def bits_per_weight(self, rows, columns):
         return 8.0 + 8.0 / rows
 
     def spec(self, rows, columns, layout):
-        shape = (rows, columns) if layout == "in_out" else (columns, rows)
-        return {"values": jax.ShapeDtypeStruct(shape, jnp.int8), "exponent": jax.ShapeDtypeStruct((columns,), jnp.int8)}
+        shapes = {"values": (rows, columns), "exponent": (1, columns)}
+        order = 1 if layout == "in_out" else -1
+        return {part: jax.ShapeDtypeStruct(shape[::order], jnp.int8) for part, shape in shapes.items()}
 
-    def pack(self, weights, layout):
-        if not np.isfinite(weights).all():
-            raise Rejected("weights hold NaN or infinities")
-        absmax = np.maximum(np.abs(weights).max(axis=0), 1e-30).astype(np.float64)
-        exponent = np.ceil(np.log2(absmax / 127)).clip(-127, 127)
-        values = np.rint(weights / 2.0**exponent).astype(np.int8)
-        return {
-            "values": np.ascontiguousarray(values if layout == "in_out" else values.T),
-            "exponent": exponent.astype(np.int8),
-        }
+    def pack(self, weights, layout, scale=None):
+        refuse_not_finite(weights, "int8_pow2")
+        xp = weights.__array_namespace__()
+        absmax = abs(weights).max(axis=0, keepdims=True) if scale is None else scale * 127
+        # The power of two at or above absmax / 127.
+        part, exponent = xp.frexp(absmax)
+        exponent = (exponent - 7 + (part > 127 / 128)).clip(-127, 127)
+        parts = {"values": xp.rint(xp.ldexp(weights, -exponent)), "exponent": exponent}
+        return {name: (a if layout == "in_out" else a.T).astype(xp.int8).copy() for name, a in parts.items()}
 
     def unpack(self, stored, layout):
-        values = np.asarray(stored["values"], np.float64)
-        return (values if layout == "in_out" else values.T) * 2.0 ** np.asarray(stored["exponent"], np.float64)
+        values = np.asarray(stored["values"], np.float64) * 2.0 ** np.asarray(stored["exponent"], np.float64)
+        return values if layout == "in_out" else values.T
 
-    def matmul(self, x, stored, layout, lowering):
+    def bound(self, weights):
+        # Half a step, which is the power of two at or above absmax / 127.
+        absmax = np.maximum(abs(weights).max(axis=0), 1e-30).astype(np.float64)
+        return np.broadcast_to(2.0 ** np.ceil(np.log2(absmax / 127)) / 2, weights.shape)
+
+    def dequantize(self, stored, layout, dtype):
+        return jnp.ldexp(stored["values"].astype(jnp.float32), stored["exponent"].astype(jnp.int32)).astype(dtype)
+
+    def matmul(self, x, stored, layout, lowering, inputs):
         product = contract(x, stored["values"], layout, lowering, out_dtype=jnp.float32)
-        return (product * jnp.exp2(stored["exponent"].astype(jnp.float32))).astype(x.dtype)
+        return jnp.ldexp(product, stored["exponent"].astype(jnp.int32).reshape(-1)).astype(x.dtype)
 
     def columns(self, stored, indices, layout, dtype):
-        values = take_columns(stored["values"], indices, layout).astype(jnp.float32)
-        return (values * jnp.exp2(stored["exponent"].astype(jnp.float32))[indices][..., None]).astype(dtype)
+        whole = self.dequantize(stored, layout, dtype)
+        return whole[indices] if layout == "out_in" else jnp.moveaxis(whole[:, indices], 0, -1)
 
 
 FORMATS.register("int8_pow2")(Pow2())
@@ -141,11 +151,11 @@ def test_a_format_and_a_proposer_of_another_package_are_used_by_name(tmp_path: P
 
 
 def test_a_format_that_breaks_the_contract_is_told_which_rule(tmp_path: Path):
-    sloppy = FORMAT.replace("relative_error = 1 / 127", "relative_error = 1e-4")
+    sloppy = FORMAT.replace("/ 127)) / 2,", "/ 127)) / 3,")
     assert sloppy != FORMAT
     install(tmp_path / "site", {"pow2": sloppy}, "[cosearch.format]\nint8_pow2 = acme_cosearch.pow2\n")
     result = python(tmp_path / "site", "from cosearch import testing; testing.check_format('int8_pow2')")
-    assert "AssertionError: unpack is within relative_error 0.0001 of the channel's absmax" in result.stderr
+    assert "AssertionError: unpack is within bound at [" in result.stderr
 
 
 def test_an_entry_point_that_registers_nothing_is_named(tmp_path: Path):

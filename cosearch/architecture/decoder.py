@@ -5,7 +5,10 @@ path ("layers.0.attention.query.values") to array, inside a traced function; so 
 what is computed (this module) and what it is computed with (plain arrays, which can be saved as they are).
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -15,90 +18,99 @@ from flax import nnx
 
 from cosearch.architecture import cache as kv
 from cosearch.architecture.linear import Linear, MatrixStorage
-from cosearch.architecture.shape import VOCABULARY, DecoderShape, LayerShape
-from cosearch.precision import FORMATS, Precision
+from cosearch.architecture.norm import RMSNorm, Vector
+from cosearch.architecture.shape import EMBEDDING, VOCABULARY, DecoderShape, LayerShape
+from cosearch.precision import Precision
 from cosearch.schedule import Schedule
 
 Params = Mapping[str, Any]
 """Path to array, as a decoder with some precision and schedule stores it."""
 Weights = Mapping[str, np.ndarray]
-"""Path to float32 array, one a matrix ([in, out]) or norm, however a model stores them."""
+"""Path to float32 array, one a matrix ([in, out]), stack of them or vector, however a model stores them."""
+
+WRITES_RESIDUAL = (".output", ".down", ".shared_down")
+"""The matrices whose products are added to the residual stream."""
 
 _EMBEDDING_SCALE = 10.0
 """A tied embedding must be small to give calm logits; read, it is scaled up to be heard in the residual stream."""
 
 
-class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation (Zhang and Sennrich 2019, arXiv:1910.07467), in at least float32."""
-
-    def __init__(self, width: int, dtype: Any) -> None:
-        self.scale = nnx.Param(jax.ShapeDtypeStruct((width,), dtype))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        return (wide * jax.lax.rsqrt(mean_square + 1e-6) * self.scale[...]).astype(x.dtype)
-
-
 class Layer(nnx.Module):
-    """Pre-norm attention and feed-forward, each added to the residual stream [B, T, W]."""
+    """Pre-norm attention and feed-forward, each added to the residual stream [B, T, W]; either may be skipped."""
 
-    def __init__(self, width: int, shape: LayerShape, storage: MatrixStorage, cache: kv.KVCache) -> None:
-        norm_dtype = jnp.promote_types(cache.dtype, jnp.float32)
-        self.attention_norm = RMSNorm(width, norm_dtype)
-        parts: dict[str, nnx.Module] = {
-            name: Linear(*sizes, storage) for name, sizes in shape.attention.linears(width).items()
-        }
-        parts |= {name: RMSNorm(size, norm_dtype) for name, (size, _) in shape.attention.norms().items()}
-        self.attention: Any = shape.attention.build(parts, cache)  # an AttentionModule
-        self.feedforward_norm = RMSNorm(width, norm_dtype)
-        self.feedforward = FeedForward(width, shape, storage)
+    def __init__(
+        self, width: int, shape: LayerShape, storage: Callable[[str], MatrixStorage], cache: kv.KVCache
+    ) -> None:
+        def linears(block: str, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, nnx.Module]:
+            return {name: Linear(one, storage(f"{block}.{name}")) for name, one in sizes.items()}
 
-    def score(self, x: jax.Array, cache: None) -> tuple[jax.Array, None]:
-        x = x + self.attention.score(self.attention_norm(x))
-        return x + self.feedforward(self.feedforward_norm(x)), cache
+        self.shape = shape
+        if shape.attention is not None:
+            self.attention_norm = RMSNorm((width,), cache.state_dtype)
+            parts = linears("attention", shape.attention.linears(width))
+            for name, start in shape.attention.vectors().items():
+                kind = RMSNorm if name.endswith("_norm") else Vector
+                parts[name] = kind(start.shape, cache.state_dtype)
+            self.attention: Any = shape.attention.build(parts, cache)  # an AttentionModule
+        if shape.feedforward is not None:
+            self.feedforward_norm = RMSNorm((width,), cache.state_dtype)
+            self.feedforward: Any = nnx.Dict(linears("feedforward", shape.feedforward.linears(width)))
 
-    def prefill(self, x: jax.Array, cache: Any, start: jax.Array, length: jax.Array) -> tuple[jax.Array, Any]:
-        out, cache = self.attention.prefill(self.attention_norm(x), cache, start, length)
-        x = x + out
-        return x + self.feedforward(self.feedforward_norm(x)), cache
-
-    def decode_step(self, x: jax.Array, cache: Any, position: jax.Array) -> tuple[jax.Array, Any]:
-        out, cache = self.attention.decode_step(self.attention_norm(x), cache, position)
-        x = x + out
-        return x + self.feedforward(self.feedforward_norm(x)), cache
-
-
-class FeedForward(nnx.Module):
-    """The layer's feed-forward shape over its matrices."""
-
-    def __init__(self, width: int, shape: LayerShape, storage: MatrixStorage) -> None:
-        self.shape = shape.feedforward
-        linears = shape.feedforward.linears(width).items()
-        self.parts = nnx.Dict({name: Linear(*sizes, storage) for name, sizes in linears})
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.shape(x, self.parts)
+    def run(
+        self, method: str, x: jax.Array, cache: Any, shared: Any, *positions: jax.Array
+    ) -> tuple[jax.Array, Any, Any]:
+        """The layer by `method` of its attention: score, prefill or decode_step."""
+        if self.shape.attention is not None:
+            out, cache, shared = getattr(self.attention, method)(self.attention_norm(x), cache, shared, *positions)
+            x = x + out
+        if self.shape.feedforward is not None:
+            x = x + self.shape.feedforward(self.feedforward_norm(x), self.feedforward)
+        return x, cache, shared
 
 
 class Decoder(nnx.Module):
-    """A byte-level decoder in some precision and schedule; abstract until `bind` gives it its arrays."""
+    """A byte-level decoder in some precision and schedule; abstract until `bind` gives it its arrays.
+
+    Of an `observed` one every matrix keeps what it was multiplied with (`Linear.observe`).
+    """
 
     def __init__(
-        self, shape: DecoderShape, precision: Precision = Precision(), schedule: Schedule = Schedule()
+        self,
+        shape: DecoderShape,
+        precision: Precision = Precision(),
+        schedule: Schedule = Schedule(),
+        observed: bool = False,
     ) -> None:
         self.shape = shape
         self.precision = precision
+        self.schedule = schedule
+        self.observed = observed
         self.scanned = schedule.layers == "scan"
-        self.kv_cache = kv.KVCache(precision.kv_cache, schedule.cache_layout, precision.activations, schedule.attention)
-        storage = MatrixStorage(precision.weights, schedule.weight_layout, schedule.matmul)
-        self.embedding = Linear(shape.width, VOCABULARY, storage)
+        self.embedding = Linear((shape.width, VOCABULARY), self.storage(EMBEDDING))
         if self.scanned:
-            graph, spec = nnx.split(Layer(shape.width, shape.layers[0], storage, self.kv_cache))
+            graph, spec = nnx.split(self._layer(0))
             self.layers: Any = nnx.merge(graph, jax.tree.map(lambda s: _stacked(s, len(shape.layers)), spec))
         else:
-            self.layers = nnx.List([Layer(shape.width, layer, storage, self.kv_cache) for layer in shape.layers])
-        self.norm = RMSNorm(shape.width, jnp.promote_types(precision.activations, jnp.float32))
+            self.layers = nnx.List([self._layer(index) for index in range(len(shape.layers))])
+        self.norm = RMSNorm((shape.width,), jnp.promote_types(precision.activations, jnp.float32))
+
+    def storage(self, path: str) -> MatrixStorage:
+        """How the matrix at `path` is stored and multiplied."""
+        return replace(
+            stored_as(self.shape, self.precision, path),
+            layout=self.schedule.weight_layout,
+            lowering=self.schedule.matmul,
+            observed=self.observed,
+        )
+
+    def kv_cache(self, layer: int) -> kv.KVCache:
+        """How a layer's cache is stored and read."""
+        return kv.KVCache(
+            self.precision.cache_format(layer),
+            self.schedule.cache_layout,
+            self.precision.activations,
+            self.schedule.attention,
+        )
 
     def score(self, tokens_BT: jax.Array) -> jax.Array:
         """Logits [B, T, 256] of the byte after each, in at least float32."""
@@ -122,10 +134,21 @@ class Decoder(nnx.Module):
     def cache_spec(self, batch: int, capacity: int) -> Any:
         """The arrays of an empty cache for `capacity` tokens of `batch` sequences: one entry a layer, or, for
         scanned layers, one entry with a leading axis over them."""
-        layers = [self.kv_cache.spec(layer.attention.cache(batch, capacity)) for layer in self.shape.layers]
+        layers = [
+            self.kv_cache(index).spec(layer.attention.cache(batch, capacity), layer.attention.states(batch, capacity))
+            if layer.attention is not None
+            else {}
+            for index, layer in enumerate(self.shape.layers)
+        ]
         if self.scanned:
             return jax.tree.map(lambda s: _stacked(s, len(layers)), layers[0])
         return layers
+
+    def _layer(self, index: int) -> Layer:
+        def storage(name: str) -> MatrixStorage:
+            return self.storage(f"layers.{index}.{name}")
+
+        return Layer(self.shape.width, self.shape.layers[index], storage, self.kv_cache(index))
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         return self.embedding.take(tokens, self.precision.activations) * _EMBEDDING_SCALE
@@ -139,19 +162,50 @@ class Decoder(nnx.Module):
 
             def body(x: jax.Array, each: tuple[Any, Any]) -> tuple[jax.Array, Any]:
                 layer_state, cache = each
-                return getattr(nnx.merge(graph, layer_state), method)(x, cache, *positions)
+                x, cache, _ = nnx.merge(graph, layer_state).run(method, x, cache, None, *positions)
+                return x, cache
 
             return jax.lax.scan(body, x, (state, caches))
-        written = []
+        written, shared = [], None
         for layer, cache in zip(self.layers, caches, strict=True):
-            x, cache = getattr(layer, method)(x, cache, *positions)
+            x, cache, shared = layer.run(method, x, cache, shared, *positions)
             written.append(cache)
         return x, written
 
 
+def stored_as(shape: DecoderShape, precision: Precision, path: str) -> MatrixStorage:
+    """How the matrix at `path` is stored, whatever the schedule."""
+    compression = shape.compression_of(path)
+    return MatrixStorage(precision.weight_format(path), inputs=precision.matmul_inputs, compression=compression)
+
+
+@functools.lru_cache(4096)  # thousands of candidates are screened, over few models
+def why_not(shape: DecoderShape, precision: Precision) -> str | None:
+    """Why a decoder of this shape cannot be stored in these formats; None where it can."""
+    matrices = shape.linears()
+    for path, sizes in matrices.items():
+        if why := stored_as(shape, precision, path).why_not(sizes):
+            return f"{path}: {why}"
+    if precision.calibration == "gptq" and shape.compression is not None:
+        return "calibration 'gptq' knows whole matrices only; the criterion 'sparsegpt' does for compressed ones"
+    return precision.why_not(matrices)
+
+
+@functools.lru_cache(4096)
+def scannable(shape: DecoderShape, precision: Precision) -> bool:
+    """Whether one loop can run the layers: all alike, in sizes and in formats."""
+    formats = {}
+    for path in shape.linears():
+        if path.startswith("layers."):
+            _, index, name = path.split(".", 2)
+            formats.setdefault(index, []).append((name, precision.weight_format(path)))
+    caches = {precision.cache_format(index) for index in range(len(shape.layers))}
+    return shape.uniform and len(set(map(tuple, formats.values()))) == 1 and len(caches) == 1
+
+
 def plain_decoder(shape: DecoderShape, precision: Precision = Precision()) -> Decoder:
     """The decoder with every schedule knob at its default: one loop over the layers, where they are equal."""
-    return Decoder(shape, precision, Schedule(layers="scan" if shape.uniform else "unroll"))
+    return Decoder(shape, precision, Schedule(layers="scan" if scannable(shape, precision) else "unroll"))
 
 
 def params_spec(decoder: Decoder) -> dict[str, jax.ShapeDtypeStruct]:
@@ -166,23 +220,23 @@ def bind(decoder: Decoder, params: Params) -> Decoder:
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
-def pack(decoder: Decoder, weights: Weights) -> dict[str, np.ndarray]:
-    """Store `weights` the way `decoder` does: its format, its layout, its layers stacked or not.
+def pack(decoder: Decoder, weights: Weights, scales: Weights = MappingProxyType({})) -> dict[str, np.ndarray]:
+    """Store `weights` the way `decoder` does: its formats, its layout, its layers stacked or not.
+
+    `scales` are what a calibration chose, by the path of the matrix.
 
     Raises:
         Rejected: a format cannot hold them.
     """
-    storage = decoder.embedding.storage
-    float_format = FORMATS[storage.format]
     matrices = decoder.shape.linears()
     params: dict[str, np.ndarray] = {}
-    spec = params_spec(decoder)
+    dtype = params_spec(decoder)["norm.scale"].dtype
     for path, array in weights.items():
         if path in matrices:
-            stored = float_format.pack(array, storage.layout)
+            stored = decoder.storage(path).pack(np.asarray(array), scales.get(path))
             params |= {f"{path}.{part}": values for part, values in stored.items()}
         else:
-            params[f"{path}.scale"] = np.asarray(array).astype(spec["norm.scale"].dtype)
+            params[f"{path}.scale"] = np.asarray(array).astype(dtype)
     if decoder.scanned:
         depth = len(decoder.shape.layers)
         tails = {path.removeprefix("layers.0.") for path in params if path.startswith("layers.0.")}
@@ -193,23 +247,27 @@ def pack(decoder: Decoder, weights: Weights) -> dict[str, np.ndarray]:
 
 def unpack(decoder: Decoder, params: Params) -> dict[str, np.ndarray]:
     """The weights that packed `params` stand for, in float64."""
-    storage = decoder.embedding.storage
-    params = {path: np.asarray(array) for path, array in params.items()}
-    if decoder.scanned:
-        inner = {path: array for path, array in params.items() if path.startswith("layers.")}
-        params = {path: array for path, array in params.items() if path not in inner} | {
-            f"layers.{i}.{path.removeprefix('layers.')}": layer
-            for path, array in inner.items()
-            for i, layer in enumerate(array)
-        }
+    flat = layered(decoder, {path: np.asarray(array) for path, array in params.items()})
     weights = {}
-    for path in decoder.shape.linears():
+    for path, sizes in decoder.shape.linears().items():
         prefix = f"{path}."
-        stored = {name.removeprefix(prefix): array for name, array in params.items() if name.startswith(prefix)}
-        weights[path] = FORMATS[storage.format].unpack(stored, storage.layout)
-    for path in decoder.shape.norms():
-        weights[path] = params[f"{path}.scale"].astype(np.float64)
+        stored = {name.removeprefix(prefix): array for name, array in flat.items() if name.startswith(prefix)}
+        weights[path] = decoder.storage(path).unpack(stored, sizes)
+    for path in decoder.shape.vectors():
+        weights[path] = flat[f"{path}.scale"].astype(np.float64)
     return weights
+
+
+def layered(decoder: Decoder, params: Params) -> dict[str, Any]:
+    """`params` with one entry a layer, also where the decoder stacks them."""
+    if not decoder.scanned:
+        return dict(params)
+    inner = {path: array for path, array in params.items() if path.startswith("layers.")}
+    return {path: array for path, array in params.items() if path not in inner} | {
+        f"layers.{index}.{path.removeprefix('layers.')}": array[index]
+        for path, array in inner.items()
+        for index in range(len(decoder.shape.layers))
+    }
 
 
 def random_weights(shape: DecoderShape, seed: int) -> dict[str, np.ndarray]:
@@ -217,14 +275,12 @@ def random_weights(shape: DecoderShape, seed: int) -> dict[str, np.ndarray]:
     residual stream smaller by the root of twice the depth, the embedding small beside its scale on reading."""
     rng = np.random.default_rng(seed)
     weights: dict[str, np.ndarray] = {}
-    for path, (rows, columns) in shape.linears().items():
-        scale = 0.03 if path == "embedding" else rows**-0.5
-        if path.endswith((".output", ".down")):
+    for path, sizes in shape.linears().items():
+        scale = 0.03 if path == EMBEDDING else sizes[-2] ** -0.5
+        if path.endswith(WRITES_RESIDUAL):
             scale /= (2 * len(shape.layers)) ** 0.5
-        weights[path] = (rng.standard_normal((rows, columns)) * scale).astype(np.float32)
-    for path, (size, start) in shape.norms().items():
-        weights[path] = np.full(size, start, np.float32)
-    return weights
+        weights[path] = (rng.standard_normal(sizes) * scale).astype(np.float32)
+    return weights | shape.vectors()
 
 
 def _stacked(spec: jax.ShapeDtypeStruct, depth: int) -> jax.ShapeDtypeStruct:

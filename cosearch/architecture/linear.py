@@ -1,40 +1,201 @@
-"""A matrix in any stored format. The format is all that differs between a trained and a served model."""
+"""A matrix in any stored format, compressed or not: that is all that differs between a trained and a served model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from cosearch.precision import FORMATS
+from cosearch.precision import FORMATS, Format
+
+INDICES = "indices"
+"""The part of a compressed matrix that says which weights its values are."""
+
+
+class Compression(Protocol):
+    """Which weights of a matrix are not stored, as a sparsity pattern knows it; frozen and hashable.
+
+    A compressed matrix is a smaller one, [stored in, out], that a format packs like any other, and indices that tell
+    for each of its weights which row of the whole matrix [in, out] it is of.
+    """
+
+    def why_not(self, rows: int, columns: int) -> str | None:
+        """Why a matrix [rows in, columns out] cannot be compressed; None where it can."""
+        ...
+
+    def stored_rows(self, rows: int) -> int:
+        """How many rows the compressed matrix has."""
+        ...
+
+    def indices(self, rows: int, columns: int, layout: str) -> jax.ShapeDtypeStruct:
+        """The array of indices, in the order of `layout`."""
+        ...
+
+    def compress(self, weights: np.ndarray, layout: str) -> tuple[np.ndarray, np.ndarray]:
+        """The compressed matrix [stored in, out] and its indices; the weights left out are those nearest to zero."""
+        ...
+
+    def expand(self, values: np.ndarray, indices: np.ndarray, rows: int, layout: str) -> np.ndarray:
+        """The whole matrix [rows, columns] of a compressed one [stored in, out]; zero where nothing is stored."""
+        ...
+
+    def matmul(
+        self, x: jax.Array, values: jax.Array, indices: jax.Array, rows: int, layout: str, lowering: str
+    ) -> jax.Array:
+        """`x` [..., rows] times the matrix, [..., out]; `values` is in the order of `layout`."""
+        ...
 
 
 @dataclass(frozen=True)
 class MatrixStorage:
-    """How matrices are stored (`format`, `layout`) and multiplied (`lowering`)."""
+    """How a matrix is stored (`format`, `layout`, `compression`) and multiplied (`lowering`, `inputs`).
+
+    `observed` matrices keep the second moment of what they are multiplied with (`quality/statistics.py`).
+    """
 
     format: str = "float32"
     layout: str = "in_out"
     lowering: str = "dot"
+    inputs: str = "as_is"
+    compression: Compression | None = None
+    observed: bool = False
+
+    @property
+    def form(self) -> Format:
+        return FORMATS[self.format]
+
+    def spec(self, sizes: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays of a matrix of `sizes` [in, out], or of a stack of them [..., in, out]."""
+        *stack, rows, columns = sizes
+        if self.compression is None:
+            parts = self.form.spec(rows, columns, self.layout)
+        else:
+            parts = self.form.spec(self.compression.stored_rows(rows), columns, self.layout)
+            parts[INDICES] = self.compression.indices(rows, columns, self.layout)
+        return {part: jax.ShapeDtypeStruct((*stack, *one.shape), one.dtype) for part, one in parts.items()}
+
+    def bits(self, sizes: tuple[int, ...]) -> float:
+        """Stored bits of a matrix of `sizes`, or of a stack of them."""
+        *stack, rows, columns = sizes
+        if self.compression is None:
+            bits = rows * columns * self.form.bits_per_weight(rows, columns)
+        else:
+            stored = self.compression.stored_rows(rows)
+            indices = self.compression.indices(rows, columns, self.layout)
+            bits = stored * columns * self.form.bits_per_weight(stored, columns)
+            bits += 8 * indices.size * indices.dtype.itemsize
+        return float(np.prod(stack, dtype=float)) * bits
+
+    def why_not(self, sizes: tuple[int, ...]) -> str | None:
+        """Why a matrix of `sizes` cannot be stored and multiplied so; None where it can."""
+        *_, rows, columns = sizes
+        if self.inputs != "as_is" and self.inputs not in self.form.inputs:
+            return f"inputs in {self.inputs} are not multiplied with weights in {self.format}"
+        if self.compression is not None:
+            if why := self.compression.why_not(rows, columns):
+                return why
+            if self.inputs != "as_is":
+                return f"inputs in {self.inputs} are not multiplied with compressed weights"
+            rows = self.compression.stored_rows(rows)
+        why = self.form.why_not(rows, columns)
+        return why and f"{self.format} does not hold it: {why}"
+
+    def pack(self, weights: np.ndarray, scale: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Store a matrix [..., in, out]; `scale` as in `Format.pack`.
+
+        Raises:
+            Rejected: the format cannot hold it.
+        """
+        if weights.ndim > 2:
+            scales = [None] * len(weights) if scale is None else scale
+            packed = [self.pack(one, own) for one, own in zip(weights, scales, strict=True)]
+            return {part: np.stack([one[part] for one in packed]) for part in packed[0]}
+        parts = {}
+        if self.compression is not None:
+            weights, parts[INDICES] = self.compression.compress(weights, self.layout)
+        packed = {**self.form.pack(weights, self.layout, scale), **parts}
+        return {part: np.ascontiguousarray(array) for part, array in packed.items()}
+
+    def unpack(self, stored: Mapping[str, np.ndarray], sizes: tuple[int, ...]) -> np.ndarray:
+        """The matrix of `sizes` [..., in, out] in float64 that the packed arrays stand for."""
+        *stack, rows, _ = sizes
+        if stack:
+            each = [{part: array[i] for part, array in stored.items()} for i in range(len(stored["values"]))]
+            return np.stack([self.unpack(one, sizes[1:]) for one in each])
+        parts = {part: array for part, array in stored.items() if part != INDICES}
+        values = self.form.unpack(parts, self.layout)
+        if self.compression is None:
+            return values
+        return self.compression.expand(values, stored[INDICES], rows, self.layout)
 
 
 class Linear(nnx.Module):
-    """`x` [..., in] to [..., out], without bias. It is born abstract: its parameters are shapes and dtypes."""
+    """`x` [..., in] to [..., out], without bias. It is born abstract: its parameters are shapes and dtypes.
 
-    def __init__(self, rows: int, columns: int, storage: MatrixStorage) -> None:
-        self.rows = rows
-        self.columns = columns
+    With sizes [E, in, out] it is a stack of matrices, of which `select` takes one.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], storage: MatrixStorage) -> None:
+        self.sizes = sizes
         self.storage = storage
-        spec = FORMATS[storage.format].spec(rows, columns, storage.layout)
-        self.stored = nnx.Dict({part: nnx.Param(array) for part, array in spec.items()})
+        self.stored = nnx.Dict({part: nnx.Param(array) for part, array in storage.spec(sizes).items()})
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        storage = self.storage
-        return FORMATS[storage.format].matmul(x, self._arrays(), storage.layout, storage.lowering)
+        self.observe(x)
+        return self._multiply(x, self._arrays())
+
+    def select(self, index: jax.Array, x: jax.Array) -> jax.Array:
+        """`x` times the matrix at `index` [] of the stack; no other is read."""
+        one = {
+            part: jax.lax.dynamic_index_in_dim(array, index, keepdims=False) for part, array in self._arrays().items()
+        }
+        return self._multiply(x, one)
 
     def take(self, indices: jax.Array, dtype: Any) -> jax.Array:
         """The columns [..., in] of the matrix at `indices` [...], one a byte."""
-        return FORMATS[self.storage.format].columns(self._arrays(), indices, self.storage.layout, dtype)
+        return self.storage.form.columns(self._arrays(), indices, self.storage.layout, dtype)
+
+    def matrix(self, dtype: Any) -> jax.Array:
+        """The matrix [in, out] itself, for products that are not with the input."""
+        storage = self.storage
+        if storage.compression is not None:
+            return self._multiply(jnp.eye(self.sizes[-2], dtype=dtype), self._arrays())
+        whole = storage.form.dequantize(self._arrays(), storage.layout, dtype)
+        return whole if storage.layout == "in_out" else whole.T
+
+    def observe(self, x: jax.Array, weights: jax.Array | None = None) -> None:
+        """Keep the mean of `x` [..., in] times itself, [in, in], where this matrix is observed.
+
+        In a stack, `weights` [..., E] tells how much each token counts for each of its matrices: [E, in, in].
+        """
+        if not self.storage.observed:
+            return
+        rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+        if weights is None:
+            self.moment = nnx.Intermediate(rows.T @ rows / len(rows))
+        else:
+            each = weights.reshape(len(rows), -1).astype(jnp.float32)
+            self.moment = nnx.Intermediate(jnp.einsum("te,ti,tj->eij", each, rows, rows) / len(rows))
+
+    def observe_each(self, x: jax.Array, weights: jax.Array) -> None:
+        """As `observe`, where each matrix of a stack is multiplied with its own `x` [..., E, in]."""
+        if not self.storage.observed:
+            return
+        rows = x.reshape(-1, *x.shape[-2:]).astype(jnp.float32)
+        each = weights.reshape(rows.shape[:2]).astype(jnp.float32)
+        self.moment = nnx.Intermediate(jnp.einsum("te,tei,tej->eij", each, rows, rows) / len(rows))
+
+    def _multiply(self, x: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
+        storage = self.storage
+        if storage.compression is None:
+            return storage.form.matmul(x, arrays, storage.layout, storage.lowering, storage.inputs)
+        parts = {part: array for part, array in arrays.items() if part != INDICES}
+        values = storage.form.dequantize(parts, storage.layout, jnp.promote_types(x.dtype, jnp.float32))
+        out = storage.compression.matmul(x, values, arrays[INDICES], self.sizes[-2], storage.layout, storage.lowering)
+        return out.astype(x.dtype)
 
     def _arrays(self) -> dict[str, jax.Array]:
         return {part: param[...] for part, param in self.stored.items()}

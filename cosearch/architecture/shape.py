@@ -1,23 +1,42 @@
 """The sizes of a decoder: what a candidate's architecture choices amount to, layer by layer."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from cosearch.architecture.attention import ATTENTION, AttentionShape
+import numpy as np
+
+from cosearch.architecture.attention import ATTENTION, AttentionShape, Place
 from cosearch.architecture.feedforward import FEEDFORWARD, FeedForwardShape
+from cosearch.architecture.linear import Compression
 from cosearch.core.candidate import Choices
-from cosearch.core.space import Knob, choice, integer, variant_knobs
+from cosearch.core.errors import Rejected
+from cosearch.core.space import Knob, choice, fraction, integer, variant_knobs
 
 VOCABULARY = 256
 """Models read and write bytes."""
 
+EMBEDDING = "embedding"
+"""The path of the tied embedding."""
+
+
+_NEVER_COMPRESSED = (".router", ".beta", ".decay")
+"""Matrices with one column for each expert or head: few weights, that decide much."""
+
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One layer: attention, then feed-forward, each added to the residual stream."""
+    """One layer: attention, then feed-forward, each added to the residual stream; None is a block that is skipped."""
 
-    attention: AttentionShape
-    feedforward: FeedForwardShape
+    attention: AttentionShape | None
+    feedforward: FeedForwardShape | None
+
+    def blocks(self) -> Iterator[tuple[str, AttentionShape | FeedForwardShape]]:
+        """The blocks that are there, by name."""
+        if self.attention is not None:
+            yield "attention", self.attention
+        if self.feedforward is not None:
+            yield "feedforward", self.feedforward
 
 
 @dataclass(frozen=True)
@@ -25,38 +44,50 @@ class DecoderShape:
     """Embedding, layers and final norm over a residual stream of `width`.
 
     The embedding is tied: the matrix [width, 256] that gives the logits is also the one that bytes are read by.
+    `compression` is what the layers' matrices are stored by, but for the smallest; the embedding is always whole.
     """
 
     width: int
     layers: tuple[LayerShape, ...]
+    compression: Compression | None = None
 
     @property
     def uniform(self) -> bool:
         """Whether all layers are alike, so that one loop can run them."""
         return len(set(self.layers)) == 1
 
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """Every matrix's path to its (in, out) features."""
+    def linears(self) -> dict[str, tuple[int, ...]]:
+        """Every matrix's path to its (in, out) features, or a stack's to its (experts, in, out)."""
         found = {}
         for index, layer in enumerate(self.layers):
-            for block, shape in (("attention", layer.attention), ("feedforward", layer.feedforward)):
-                for name, features in shape.linears(self.width).items():
-                    found[f"layers.{index}.{block}.{name}"] = features
-        return found | {"embedding": (self.width, VOCABULARY)}
+            for block, shape in layer.blocks():
+                for name, sizes in shape.linears(self.width).items():
+                    found[f"layers.{index}.{block}.{name}"] = sizes
+        return found | {EMBEDDING: (self.width, VOCABULARY)}
 
-    def norms(self) -> dict[str, tuple[int, float]]:
-        """Every norm's path to its size and to what its scales start at."""
-        found = {"norm": (self.width, 1.0)}
+    def vectors(self) -> dict[str, np.ndarray]:
+        """Every norm's and small parameter's path to what it starts at."""
+        found = {"norm": np.ones(self.width, np.float32)}
         for index, layer in enumerate(self.layers):
-            found[f"layers.{index}.attention_norm"] = found[f"layers.{index}.feedforward_norm"] = (self.width, 1.0)
-            found |= {f"layers.{index}.attention.{name}": sizes for name, sizes in layer.attention.norms().items()}
+            for block, _ in layer.blocks():
+                found[f"layers.{index}.{block}_norm"] = np.ones(self.width, np.float32)
+            if layer.attention is not None:
+                found |= {f"layers.{index}.attention.{name}": one for name, one in layer.attention.vectors().items()}
         return found
+
+    def compression_of(self, path: str) -> Compression | None:
+        """How the matrix at `path` is compressed."""
+        return None if path == EMBEDDING or path.endswith(_NEVER_COMPRESSED) else self.compression
 
     @property
     def parameters(self) -> int:
-        """How many weights there are."""
-        matrices = sum(rows * columns for rows, columns in self.linears().values())
-        return matrices + sum(size for size, _ in self.norms().values())
+        """How many weights are stored."""
+        count = sum(vector.size for vector in self.vectors().values())
+        for path, (*stack, rows, columns) in self.linears().items():
+            compression = self.compression_of(path)
+            stored = compression.stored_rows(rows) if compression else rows
+            count += math.prod(stack) * stored * columns
+        return count
 
     @classmethod
     def of(cls, choices: Choices) -> "DecoderShape":
@@ -69,14 +100,21 @@ class DecoderShape:
         values = {name: choices.get(name, knob.default) for name, knob in declared.items()}
         width, depth = values["width"], values["depth"]
         assert isinstance(width, int) and isinstance(depth, int)
-        layers = []
+        layers: list[LayerShape] = []
+        below = None
         for index in range(depth):
             layer = {
                 name: value[index % len(value)] if isinstance(value, tuple) and declared[name].per_layer else value
                 for name, value in values.items()
             }
-            attention = ATTENTION[str(layer["attention"])].shape(width, layer)
-            layers.append(LayerShape(attention, FEEDFORWARD[str(layer["feedforward"])].shape(width, layer)))
+            attention = ATTENTION[str(layer["attention"])].shape(Place(width, depth, index, below), layer)
+            feedforward = FEEDFORWARD[str(layer["feedforward"])].shape(width, layer)
+            if attention is None and feedforward is None:
+                raise Rejected(f"layer {index} has neither attention nor feed-forward: a smaller depth says the same")
+            layers.append(LayerShape(attention, feedforward))
+            below = attention or below
+        if below is None:
+            raise Rejected("no layer attends, so no token would see another")
         return cls(width, tuple(layers))
 
 
@@ -86,6 +124,7 @@ def knobs() -> Mapping[str, Knob]:
         "width": integer(128),
         "depth": integer(3),
         "head_dim": integer(32, per_layer=True),
+        "heads_ratio": fraction(1.0, per_layer=True),
         "attention": choice("mha", ATTENTION.names, per_layer=True),
         "feedforward": choice("swiglu", FEEDFORWARD.names, per_layer=True),
     }

@@ -12,7 +12,7 @@ from jax import export
 from safetensors.numpy import save
 
 from cosearch import axes
-from cosearch.architecture.decoder import Decoder, Params, Weights, plain_decoder
+from cosearch.architecture.decoder import Decoder, Params, plain_decoder
 from cosearch.artifact import MANIFEST, VERIFICATION, VERSION, WEIGHTS
 from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected
@@ -22,6 +22,7 @@ from cosearch.measure.bench import Compiled
 from cosearch.measure.fingerprint import fingerprint
 from cosearch.measure.verify import Reference
 from cosearch.precision import Precision
+from cosearch.quality.serve import Served
 from cosearch.schedule import Schedule
 from cosearch.schedule.program import Program
 
@@ -33,7 +34,7 @@ _SEED = 21
 
 
 def save_artifact(
-    candidate: Candidate, workload: Workload, weights: Weights, manifest: Mapping[str, Any], folder: Path
+    candidate: Candidate, workload: Workload, weights: Served, manifest: Mapping[str, Any], folder: Path
 ) -> None:
     """Compile, verify and write; `folder` is there whole or not at all.
 
@@ -41,7 +42,7 @@ def save_artifact(
         Rejected: it does not compile, or a program computes wrong results with these weights.
     """
     model = axes.decoder(candidate)
-    params = axes.served_params(candidate, model, weights)
+    params = weights.params(model)
     capacity = workload.context
     chunk = min(PREFILL_CHUNK, capacity)
     programs = {
@@ -93,19 +94,17 @@ def _runtime_bytes(compiled: jax.stages.Compiled) -> bytes:
 
 def _verify(
     candidate: Candidate,
-    weights: Weights,
+    weights: Served,
     model: Decoder,
     params: Params,
     programs: Mapping[str, Program],
     compiled: Mapping[str, jax.stages.Compiled],
 ) -> dict[str, Any]:
     plain = plain_decoder(model.shape, Precision.of(candidate.precision))
-    pattern, choices = axes.pattern_of(candidate.sparsity)
-    pruned = pattern.prune(weights, axes.dense_shape(candidate), choices)
     decode = programs["decode"]
     positions = min(_VERIFIED_POSITIONS, decode.capacity)
     tokens = np.random.default_rng(_SEED).integers(0, 256, (decode.batch, positions)).astype(np.int32)
-    reference = Reference(plain, pruned, tokens)
+    reference = Reference(plain, weights.params(plain), tokens)
     arrays = [jax.device_put(params[path]) for path in decode.params]
     results = {}
     for phase, program in programs.items():

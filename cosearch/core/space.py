@@ -230,7 +230,7 @@ class Space:
 
     def why_invalid(self, point: Point) -> str | None:
         """Which rule a canonical point breaks and by which knobs, or None for a legal one."""
-        broken = self._broken_rule(point)
+        broken = self.broken_rule(point)
         return f"rule {broken[0]!r}: {broken[1]}" if broken else None
 
     def points(self) -> Iterator[dict[str, Value]]:
@@ -252,24 +252,24 @@ class Space:
             candidate = self.candidate(self.draw(rng))
             if candidate is not None:
                 return candidate
-        refusals: Counter[str] = Counter()
-        examples: dict[str, str] = {}
         # A small space is walked whole, so that "no legal point" is certain.
-        drawn = self.points() if self.size <= tries else (self.draw(rng) for _ in range(tries))
-        for raw in drawn:
-            point = self.canonical(raw)
-            broken = self._broken_rule(point)
-            if broken is None:
-                return Candidate.from_point(point)
-            refusals[broken[0]] += 1
-            examples.setdefault(*broken)
-        total = refusals.total()
-        reasons = "\n".join(
-            f"  {count / total:5.0%}  rule {rule!r}, for example: {examples[rule]}"
-            for rule, count in refusals.most_common(5)
-        )
+        survey = Survey()
+        for raw in self.points() if self.size <= tries else (self.draw(rng) for _ in range(tries)):
+            survey.add(self, raw)
+            if survey.example is not None:
+                return survey.example
         which = "points" if self.size <= tries else "sampled points"
-        raise UserError(f"the space {self.name!r} has no legal point; its {total} {which} are refused by\n{reasons}")
+        raise UserError(
+            f"the space {self.name!r} has no legal point; its {survey.drawn} {which} are refused by\n"
+            + "\n".join(survey.reasons())
+        )
+
+    def survey(self, rng: random.Random, draws: int) -> "Survey":
+        """What `draws` raw points, drawn uniformly, tell of the space."""
+        survey = Survey()
+        for _ in range(draws):
+            survey.add(self, self.draw(rng))
+        return survey
 
     def candidate(self, raw: Point) -> Candidate | None:
         """The candidate of a raw point, or None where a rule refuses it."""
@@ -292,12 +292,57 @@ class Space:
                     found[near.uid] = near
         return list(found.values())
 
-    def _broken_rule(self, point: Point) -> tuple[str, str] | None:
+    def broken_rule(self, point: Point) -> tuple[str, str] | None:
         """The name of the first rule that `point` breaks, and why."""
         return next(((rule.name, why) for rule in self.rules if (why := rule.why(point))), None)
 
     def _holds(self, condition: Condition, point: Point) -> bool:
         return condition.names <= point.keys() and bool(condition(point))
+
+
+@dataclass
+class Survey:
+    """Raw points of a space, counted: how many are legal, and which rules refuse the others.
+
+    `distinct` has, for each point drawn, the part of one legal candidate that it stands for: points that differ in
+    inactive knobs only are the same candidate.
+    """
+
+    drawn: int = 0
+    legal: int = 0
+    distinct: list[float] = field(default_factory=list)
+    refusals: Counter[str] = field(default_factory=Counter)
+    reason: dict[str, str] = field(default_factory=dict)
+    example: Candidate | None = None
+
+    def add(self, space: Space, raw: Point) -> None:
+        """Count one raw point."""
+        self.drawn += 1
+        point = space.canonical(raw)
+        broken = space.broken_rule(point)
+        if broken is None:
+            self.legal += 1
+            self.example = self.example or Candidate.from_point(point)
+            same = math.prod(len(space.knobs[name]) for name in raw if name not in point)
+            self.distinct.append(1 / same)
+            return
+        self.distinct.append(0.0)
+        self.refusals[broken[0]] += 1
+        self.reason.setdefault(*broken)
+
+    def candidates(self, space: Space) -> tuple[float, tuple[float, float]]:
+        """How many distinct legal candidates the space has, by these points: the estimate and its 90 % interval."""
+        mean = sum(self.distinct) / self.drawn
+        variance = sum((one - mean) ** 2 for one in self.distinct) / self.drawn**2
+        reach = 1.645 * math.sqrt(variance)
+        return mean * space.size, (max(mean - reach, 0.0) * space.size, (mean + reach) * space.size)
+
+    def reasons(self, most: int = 5) -> list[str]:
+        """A line for each of the rules that refuse most."""
+        return [
+            f"  {count / self.drawn:5.0%}  rule {rule!r}, for example: {self.reason[rule]}"
+            for rule, count in self.refusals.most_common(most)
+        ]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -11,18 +11,22 @@ import numpy as np
 
 from cosearch import axes
 from cosearch.architecture.cache import KVCache
+from cosearch.architecture.decoder import stored_as
+from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Candidate, Value
 from cosearch.core.space import Space
 from cosearch.core.workload import OperatingPoint
-from cosearch.precision import FORMATS, Precision
+from cosearch.precision import Precision
 
 
 @dataclass(frozen=True)
 class Work:
-    """One run of an operating point: bytes that must be read, operations, and how many products there are."""
+    """One run of an operating point: bytes that are stored, bytes that must be read, operations, and how many
+    products there are."""
 
     weight_bytes: float
     cache_bytes: float
+    read_bytes: float
     flops: float
     products: int
     parameters: int
@@ -30,27 +34,65 @@ class Work:
 
 def work(candidate: Candidate, point: OperatingPoint) -> Work:
     """Count the work of one run at `point`."""
-    shape, precision = axes.served_shape(candidate), Precision.of(candidate.precision)
-    matrices = shape.linears().values()
-    weights = FORMATS[precision.weights]
-    bits = sum(rows * columns * weights.bits_per_weight(rows, columns) for rows, columns in matrices)
-    tensors = [
-        tensor for layer in shape.layers for tensor in layer.attention.cache(point.batch, point.context).values()
-    ]
-    cache = sum(_cached_bytes(precision.kv_cache, precision.activations, tensor) for tensor in tensors)
-    attended = sum(math.prod(tensor) for tensor in tensors)
-    return Work(
-        weight_bytes=bits / 8,
-        cache_bytes=cache,
-        flops=2.0 * point.tokens * sum(rows * columns for rows, columns in matrices) + 2.0 * attended,
-        products=len(matrices) + 2 * len(shape.layers),
-        parameters=shape.parameters,
-    )
+    return _work(axes.served_shape(candidate), Precision.of(candidate.precision), point)
+
+
+@functools.lru_cache(8192)  # thousands of candidates are screened, that differ in their schedules too
+def _work(shape: DecoderShape, precision: Precision, point: OperatingPoint) -> Work:
+    weights = read = flops = 0.0
+    products = 1
+    for path, sizes in shape.linears().items():
+        storage = stored_as(shape, precision, path)
+        stored = storage.bits(sizes) / 8
+        compression = storage.compression
+        multiplied = sizes[-1] * (compression.stored_rows(sizes[-2]) if compression else sizes[-2])
+        matrices = math.prod(sizes[:-2])
+        weights += stored
+        read += stored * _read_fraction(shape, path, point.tokens)
+        used = matrices * _read_fraction(shape, path, 1)  # by each token
+        flops += 2.0 * point.tokens * used * multiplied
+        products += round(used)
+    cache = 0.0
+    for index, layer in enumerate(shape.layers):
+        if layer.attention is None:
+            continue
+        tensors = layer.attention.cache(point.batch, point.context)
+        states = layer.attention.states(point.batch, point.context)
+        slots = layer.attention.read_slots(point.context)
+        products += 2
+        for tensor in tensors.values():
+            stored = _cached_bytes(precision.cache_format(index), precision.activations, tensor)
+            part = min(slots / tensor[1], 1.0)
+            cache += stored
+            read += stored * part
+            attended = math.prod(tensor) * part * (point.tokens / point.batch)
+            flops += 2.0 * attended * (0.5 if point.phase == "prefill" else 1.0)
+        for state in states.values():
+            size = math.prod(state)
+            cache += _STATE_BYTES * size
+            read += _STATE_BYTES * size
+            flops += 4.0 * size * (point.tokens / point.batch)
+    return Work(weights, cache, read, flops, products, shape.parameters)
+
+
+_STATE_BYTES = 4.0
+"""States are kept in float32 (`architecture/cache.py`)."""
+
+
+def _read_fraction(shape: DecoderShape, path: str, tokens: int) -> float:
+    _, _, inner = path.partition(".")
+    index, _, name = inner.partition(".")
+    block, _, name = name.partition(".")
+    if block != "feedforward":
+        return 1.0
+    feedforward = shape.layers[int(index)].feedforward
+    assert feedforward is not None
+    return feedforward.read_fraction(name, tokens)
 
 
 @functools.cache
 def _cached_bytes(name: str, dtype: str, tensor: tuple[int, int, int, int]) -> int:
-    arrays = KVCache(name, dtype=dtype).spec({"tensor": tensor})["tensor"].values()
+    arrays = KVCache(name, dtype=dtype).spec({"tensor": tensor}, {})["tensor"].values()
     return sum(array.size * array.dtype.itemsize for array in arrays)
 
 
@@ -59,6 +101,7 @@ def physical(work: Work) -> list[float]:
     return [
         float(np.log(work.weight_bytes)),
         float(np.log(work.cache_bytes)),
+        float(np.log(work.read_bytes)),
         float(np.log(work.flops)),
         float(np.log(work.products)),
     ]

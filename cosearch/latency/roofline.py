@@ -11,7 +11,7 @@ from cosearch.precision import Precision
 
 def floor_s(work: Work, peak_flops_per_s: float, target: Target) -> float:
     """Seconds that one run takes at least, by the target's peaks; what fits into its caches may come for nothing."""
-    read = max(work.weight_bytes + work.cache_bytes - target.cache_bytes, 0.0)
+    read = max(work.read_bytes - target.cache_bytes, 0.0)
     return max(read / target.bandwidth_bytes_per_s, work.flops / peak_flops_per_s)
 
 
@@ -22,7 +22,7 @@ def latency_s(candidate: Candidate, workload: Workload, target: Target) -> float
     total = 0.0
     for point in workload.points:
         done = work(candidate, point)
-        read_s = (done.weight_bytes + done.cache_bytes) / target.bandwidth_bytes_per_s
+        read_s = done.read_bytes / target.bandwidth_bytes_per_s
         run_s = max(read_s, done.flops / peak) + done.products * target.overhead_s
         total += point.weight * run_s / (point.tokens / point.batch)
     return total / sum(point.weight for point in workload.points)

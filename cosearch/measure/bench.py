@@ -124,7 +124,7 @@ class Bench:
                 self._references.clear()
             plain = plain_decoder(axes.served_shape(candidate), Precision.of(candidate.precision))
             tokens = np.random.default_rng(_SEED).integers(0, 256, (batch, context)).astype(np.int32)
-            self._references[key] = Reference(plain, sharp_weights(plain.shape, _SEED), tokens)
+            self._references[key] = Reference(plain, pack(plain, sharp_weights(plain.shape, _SEED)), tokens)
         return self._references[key]
 
 

@@ -19,7 +19,7 @@ from cosearch.measure.bench import Bench
 from cosearch.precision import Precision
 from cosearch.quality import Recipe, corpus
 from cosearch.quality.evaluate import evaluate
-from cosearch.quality.train import trained_weights
+from cosearch.quality.serve import served
 
 Progress = Callable[[str, float], None]
 Task = Callable[..., Mapping[str, Any]]
@@ -88,12 +88,11 @@ def measure_candidate(work: Workbench, progress: Progress, point: Mapping[str, A
 def evaluate_quality(
     work: Workbench, progress: Progress, point: Mapping[str, Any], recipe: Mapping[str, Any], corpus: str, cache: str
 ) -> dict[str, Any]:
-    """Train the candidate's architecture if that was not done before, and evaluate it as it is served."""
+    """Train the candidate's model, as far as that was not done before, and evaluate it as it is served."""
     candidate, quality = Candidate.from_point(point), Recipe.from_json(recipe)
     text = work.corpus(corpus)
-    weights = trained_weights(axes.dense_shape(candidate), quality, text, Path(cache), progress)
     model = plain_decoder(axes.served_shape(candidate), Precision.of(candidate.precision))
-    return evaluate(model, axes.served_params(candidate, model, weights), quality, text)
+    return evaluate(model, served(candidate, quality, text, Path(cache), progress).params(model), quality, text)
 
 
 def compare_candidates(
@@ -127,7 +126,7 @@ def write_artifact(
 ) -> dict[str, Any]:
     """Compile the candidate with its trained weights, verify that, and save all of it to `folder`."""
     candidate, quality = Candidate.from_point(point), Recipe.from_json(recipe)
-    weights = trained_weights(axes.dense_shape(candidate), quality, work.corpus(corpus), Path(cache), progress)
+    weights = served(candidate, quality, work.corpus(corpus), Path(cache), progress)
     save_artifact(candidate, Workload.from_json(workload), weights, manifest, Path(folder))
     return {}
 

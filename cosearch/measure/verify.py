@@ -8,13 +8,13 @@ fails.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from cosearch.architecture.decoder import Decoder, Params, Weights, bind, pack, plain_decoder, random_weights, unpack
+from cosearch.architecture.decoder import Decoder, Params, bind, pack, plain_decoder, random_weights, unpack
 from cosearch.architecture.shape import DecoderShape
 from cosearch.core.errors import Rejected
 from cosearch.precision import Precision
@@ -55,10 +55,9 @@ def sharp_weights(shape: DecoderShape, seed: int) -> dict[str, np.ndarray]:
 class Reference:
     """The float64 logits of a model's packed weights, and how far the format's own plain run is from them."""
 
-    def __init__(self, plain: Decoder, weights: Weights, tokens: np.ndarray) -> None:
-        packed = pack(plain, weights)
+    def __init__(self, plain: Decoder, packed: Params, tokens: np.ndarray) -> None:
         own = np.asarray(jax.jit(_score(plain))(packed, tokens), np.float64)
-        exact_model = plain_decoder(plain.shape, _EXACT)
+        exact_model = plain_decoder(replace(plain.shape, compression=None), _EXACT)
         with jax.enable_x64(True):
             exact = pack(exact_model, unpack(plain, packed))
             self.logits = np.asarray(jax.jit(_score(exact_model))(exact, tokens))

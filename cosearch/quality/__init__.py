@@ -1,7 +1,7 @@
 """How good a candidate's model is: short training on real text, and evaluation on text held out of it.
 
 `corpus.py` finds the text, `recall.py` makes the associative-recall task, `train.py` trains an architecture once,
-`evaluate.py` scores it in any format and sparsity.
+`serve.py` prunes, recovers and packs it as a candidate's sparsity and formats say, `evaluate.py` scores that.
 """
 
 import math
@@ -19,9 +19,14 @@ class Recipe:
 
     A batch is `text_rows` of the corpus and `recall_rows` of the recall task, each `length` bytes.
     `matrix_rate` is Muon's learning rate for the layers' matrices, `vector_rate` Adam's for all else.
+    What was pruned, or is stored in fewer than 8 bits, is trained for `recovery_steps` more, at `recovery_rate` times
+    these rates; `distillation` is the part of that loss which compares with the unpruned model, the rest is the text's.
     """
 
     steps: int = 160
+    recovery_steps: int = 0
+    recovery_rate: float = 0.3
+    distillation: float = 0.5
     length: int = 256
     text_rows: int = 4
     recall_rows: int = 2
@@ -47,12 +52,17 @@ class Recipe:
             if key not in known:
                 raise UserError(f"{where}: unknown key {key!r}{did_you_mean(str(key), tuple(known))}")
             number = int | float if isinstance(known[key].default, float) else int
-            least = 0 if key in ("seed", "recall_rows") else 1e-9
+            least = 0 if key in ("seed", "recall_rows", "recovery_steps", "distillation") else 1e-9
             if not isinstance(value, number) or isinstance(value, bool) or not least <= value < math.inf:
                 raise UserError(f"{where}.{key}: {value!r} is not a number above {least:g}, whole where {key} counts")
         recipe = cls(**data)
-        if recipe.steps % 10:
-            raise UserError(f"{where}.steps: {recipe.steps} is not a multiple of 10, which are compiled as one")
+        for key in ("steps", "recovery_steps"):
+            if getattr(recipe, key) % 10:
+                raise UserError(
+                    f"{where}.{key}: {getattr(recipe, key)} is no multiple of 10, which are compiled as one"
+                )
+        if recipe.distillation > 1:
+            raise UserError(f"{where}.distillation: {recipe.distillation} is not between 0 and 1")
         if recipe.warmup_steps >= recipe.steps:
             raise UserError(f"{where}.warmup_steps: {recipe.warmup_steps} is not below the {recipe.steps} steps")
         if recipe.length < 256:

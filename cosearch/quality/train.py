@@ -36,20 +36,27 @@ def trained_weights(
     Raises:
         Rejected: the training diverged.
     """
-    folder = cache / "weights" / weights_key(shape, recipe, corpus)
+    return kept(cache, repr(shape), recipe, corpus, lambda: train(shape, recipe, corpus, progress))
+
+
+def kept(
+    cache: Path, what: str, recipe: Recipe, corpus: Corpus, make: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The weights that `make` gives, from `cache` where they are; `what` names them beside recipe and corpus."""
+    folder = cache / "weights" / weights_key(what, recipe, corpus)
     weights = _load(folder)
     if weights is None:
-        weights = train(shape, recipe, corpus, progress)
-        _save(folder, weights, shape)
+        weights = make()
+        _save(folder, weights, what)
     return weights
 
 
-def weights_key(shape: DecoderShape, recipe: Recipe, corpus: Corpus) -> str:
+def weights_key(what: str, recipe: Recipe, corpus: Corpus) -> str:
     """Names a training by all that its result depends on, the code included."""
     versions = fingerprint()
     return content_hash(
         {
-            "shape": repr(shape),
+            "what": what,
             "recipe": recipe.to_json(),
             "corpus": corpus.digest,
             "code": _code_digest(),
@@ -61,21 +68,48 @@ def weights_key(shape: DecoderShape, recipe: Recipe, corpus: Corpus) -> str:
 def train(
     shape: DecoderShape, recipe: Recipe, corpus: Corpus, progress: Callable[[str, float], None]
 ) -> dict[str, np.ndarray]:
-    """Weights after `recipe.steps` steps: Muon for the layers' matrices, Adam for the rest, warmed up and then
-    decayed linearly to nothing (Jordan et al. 2024, "Muon: an optimizer for hidden layers").
+    """Weights after `recipe.steps` steps from random ones.
 
     Raises:
         Rejected: the loss is not finite.
     """
     model = plain_decoder(shape)
-    params = {path: jnp.asarray(array) for path, array in pack(model, random_weights(shape, recipe.seed)).items()}
-    optimizer = _optimizer(recipe)
-    state = jax.jit(optimizer.init)(params)
 
     def loss(params: Params, inputs: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
-        logits = bind(model, params).score(inputs)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.sum(losses * weights) / jnp.sum(weights)
+        return next_byte_loss(bind(model, params).score(inputs), labels, weights)
+
+    params = pack(model, random_weights(shape, recipe.seed))
+    trained = descend(
+        loss, params, recipe, recipe.steps, 1.0, corpus, lambda text, part: progress(f"training, {text}", part)
+    )
+    return {path: array.astype(np.float32) for path, array in unpack(model, trained).items()}
+
+
+def next_byte_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
+    """The mean cross-entropy of `logits` [B, T, 256], in nats; each label [B, T] counts as much as its weight."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.sum(losses * weights) / jnp.sum(weights)
+
+
+def descend(
+    loss: Callable[..., jax.Array],
+    params: Params,
+    recipe: Recipe,
+    steps: int,
+    rate: float,
+    corpus: Corpus,
+    progress: Callable[[str, float], None],
+) -> dict[str, np.ndarray]:
+    """`params` after so many steps down `loss(params, inputs, labels, weights)`: Muon for the layers' matrices, Adam
+    for the rest, warmed up and then decayed linearly to nothing (Jordan et al. 2024, "Muon: an optimizer for hidden
+    layers"). `rate` is relative to the recipe's learning rates.
+
+    Raises:
+        Rejected: the loss is not finite.
+    """
+    params = {path: jnp.asarray(array) for path, array in params.items()}
+    optimizer = _optimizer(recipe, steps, rate)
+    state = jax.jit(optimizer.init)(params)
 
     def step(carry: tuple[Params, optax.OptState], batch: tuple[jax.Array, ...]) -> tuple:
         params, state = carry
@@ -84,21 +118,18 @@ def train(
         return (optax.apply_updates(params, updates), state), value
 
     @jax.jit
-    def steps(params: Params, state: optax.OptState, batches: tuple[jax.Array, ...]) -> tuple:
+    def run(params: Params, state: optax.OptState, batches: tuple[jax.Array, ...]) -> tuple:
         return jax.lax.scan(step, (params, state), batches)
 
     rng = np.random.default_rng(recipe.seed)
-    for done in range(0, recipe.steps, _STEPS_PER_CALL):
+    for now in range(_STEPS_PER_CALL, steps + 1, _STEPS_PER_CALL):
         batches = [_batch(rng, recipe, corpus) for _ in range(_STEPS_PER_CALL)]
         stacked = tuple(np.stack([getattr(b, name) for b in batches]) for name in ("inputs", "labels", "weights"))
-        (params, state), losses = steps(params, state, stacked)
+        (params, state), losses = run(params, state, stacked)
         if not np.isfinite(losses).all():
-            raise Rejected(f"training diverged: the loss is not finite by step {done + _STEPS_PER_CALL}")
-        now = done + _STEPS_PER_CALL
-        progress(
-            f"training, step {now} of {recipe.steps}, {float(losses[-1]) / math.log(2):.2f} bits", now / recipe.steps
-        )
-    return {path: array.astype(np.float32) for path, array in unpack(model, jax.device_get(params)).items()}
+            raise Rejected(f"training diverged: the loss is not finite by step {now}")
+        progress(f"step {now} of {steps}, {float(losses[-1]) / math.log(2):.2f} bits", now / steps)
+    return dict(jax.device_get(params))
 
 
 def _batch(rng: np.random.Generator, recipe: Recipe, corpus: Corpus) -> recall.Rows:
@@ -112,11 +143,13 @@ def _batch(rng: np.random.Generator, recipe: Recipe, corpus: Corpus) -> recall.R
     )
 
 
-def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
+def _optimizer(recipe: Recipe, steps: int, relative_rate: float) -> optax.GradientTransformation:
+    warmup = min(recipe.warmup_steps, steps // 2)
+
     def rate(peak: float) -> optax.Schedule:
-        rise = optax.linear_schedule(0.0, peak, recipe.warmup_steps)
-        fall = optax.linear_schedule(peak, 0.0, recipe.steps - recipe.warmup_steps)
-        return optax.join_schedules([rise, fall], [recipe.warmup_steps])
+        rise = optax.linear_schedule(0.0, relative_rate * peak, warmup)
+        fall = optax.linear_schedule(relative_rate * peak, 0.0, steps - warmup)
+        return optax.join_schedules([rise, fall], [warmup])
 
     def matrices(params: Params) -> dict[str, MuonDimensionNumbers | None]:
         # The last two axes are the matrix; stacked layers have one before them.
@@ -136,12 +169,12 @@ def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
     )
 
 
-def _save(folder: Path, weights: dict[str, np.ndarray], shape: DecoderShape) -> None:
+def _save(folder: Path, weights: dict[str, np.ndarray], what: str) -> None:
     with new_folder(folder) as draft:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(draft / "weights", weights)
         digests = {path: _digest(array) for path, array in weights.items()}
-        write_json(draft / "record.json", {"shape": repr(shape), "sha256": digests})
+        write_json(draft / "record.json", {"what": what, "sha256": digests})
 
 
 def _load(folder: Path) -> dict[str, np.ndarray] | None:
@@ -165,6 +198,8 @@ def _digest(array: np.ndarray) -> str:
 def _code_digest() -> str:
     package = Path(cosearch.__file__).parent
     files = sorted(
-        path for part in ("architecture", "precision", "quality", "schedule") for path in (package / part).rglob("*.py")
+        path
+        for part in ("architecture", "precision", "quality", "schedule", "sparsity")
+        for path in (package / part).rglob("*.py")
     )
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]

@@ -7,7 +7,7 @@ import numpy as np
 from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Value
 from cosearch.core.space import Knob
-from cosearch.sparsity import PATTERNS
+from cosearch.sparsity import PATTERNS, Moments
 
 
 class Dense:
@@ -16,8 +16,11 @@ class Dense:
     def shape(self, shape: DecoderShape, choices: Mapping[str, Value]) -> DecoderShape:
         return shape
 
+    def needs_moments(self, choices: Mapping[str, Value]) -> bool:
+        return False
+
     def prune(
-        self, weights: Mapping[str, np.ndarray], shape: DecoderShape, choices: Mapping[str, Value]
+        self, weights: Mapping[str, np.ndarray], shape: DecoderShape, choices: Mapping[str, Value], moments: Moments
     ) -> dict[str, np.ndarray]:
         return dict(weights)
 

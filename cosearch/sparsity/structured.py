@@ -1,68 +1,173 @@
-"""Whole attention heads and feed-forward channels are removed, so that the matrices are really smaller.
+"""Whole layers, attention heads and feed-forward channels are removed, so that what is left is really smaller.
 
-A unit goes by the magnitude of its weights: the sum of their squares, each matrix relative to its mean square
-(the structured form of magnitude pruning, Li et al. 2017, arXiv:1608.08710). Query heads that share a
-key/value head go or stay together; under a single key/value head, query heads go one by one.
+A head or channel goes by the saliency of its weights (`criteria.py`), each matrix relative to its mean: by magnitude
+this is the structured pruning of Li et al. 2017, arXiv:1608.08710. Query heads that share a key/value head go or stay
+together; under a single key/value head, query heads go one by one. Every expert loses channels of its own. A layer goes
+by what it writes to the residual stream: the squares of the weights that write, or, where activations count, the
+expected square of what is written.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cosearch.architecture.attention import AttentionShape
 from cosearch.architecture.attention.softmax import SoftmaxShape
+from cosearch.architecture.decoder import WRITES_RESIDUAL
+from cosearch.architecture.feedforward import FeedForwardShape
+from cosearch.architecture.feedforward.gelu import GELUShape
+from cosearch.architecture.feedforward.moe import MoEShape
 from cosearch.architecture.feedforward.swiglu import SwiGLUShape
 from cosearch.architecture.shape import DecoderShape, LayerShape
 from cosearch.core.candidate import Value
 from cosearch.core.errors import Rejected
 from cosearch.core.space import Knob, fraction
-from cosearch.sparsity import PATTERNS
+from cosearch.sparsity import PATTERNS, Moments
+from cosearch.sparsity.criteria import CRITERION, reads_moments, refuse_sparsegpt, saliency
 
 
 class Structured:
-    """`heads_kept` and `channels_kept` are the fractions that stay in every layer."""
+    """`heads_kept` and `channels_kept` are the fractions that stay in every layer, `layers_kept` that of layers."""
 
-    knobs: Mapping[str, Knob] = {"heads_kept": fraction(0.5), "channels_kept": fraction(0.5)}
+    knobs: Mapping[str, Knob] = {
+        "heads_kept": fraction(0.5),
+        "channels_kept": fraction(0.5),
+        "layers_kept": fraction(1.0),
+        **CRITERION,
+    }
 
     def shape(self, shape: DecoderShape, choices: Mapping[str, Value]) -> DecoderShape:
-        heads, channels = choices["heads_kept"], choices["channels_kept"]
-        assert isinstance(heads, int | float) and isinstance(channels, int | float)
-        if heads == channels == 1:
-            raise Rejected("heads_kept and channels_kept of 1 take nothing away: that is the pattern 'dense'")
-        return replace(shape, layers=tuple(_thinner(layer, heads, channels) for layer in shape.layers))
+        refuse_sparsegpt(choices, "heads, channels or layers")
+        heads, channels, layers = (choices[f"{units}_kept"] for units in ("heads", "channels", "layers"))
+        assert isinstance(heads, int | float) and isinstance(channels, int | float) and isinstance(layers, int | float)
+        if heads == channels == layers == 1:
+            raise Rejected(
+                "heads_kept, channels_kept and layers_kept of 1 take nothing away: that is the pattern 'dense'"
+            )
+        if channels != 1 and all(layer.feedforward is None for layer in shape.layers):
+            raise Rejected(f"channels_kept={channels} has nothing to take away: no layer has a feed-forward")
+        if layers != 1 and not shape.uniform:
+            raise Rejected(f"layers_kept={layers} needs layers that are all alike, and these differ")
+        left = shape.layers[: _part(len(shape.layers), layers, "layers")]
+        return replace(
+            shape,
+            layers=tuple(
+                LayerShape(_fewer_heads(layer.attention, heads), _fewer_channels(layer.feedforward, channels))
+                for layer in left
+            ),
+        )
+
+    def needs_moments(self, choices: Mapping[str, Value]) -> bool:
+        return reads_moments(choices)
 
     def prune(
-        self, weights: Mapping[str, np.ndarray], shape: DecoderShape, choices: Mapping[str, Value]
+        self, weights: Mapping[str, np.ndarray], shape: DecoderShape, choices: Mapping[str, Value], moments: Moments
     ) -> dict[str, np.ndarray]:
-        pruned = dict(weights)
+        read = moments if reads_moments(choices) else None
+        matrices = shape.linears()
         left = self.shape(shape, choices)
-        for index, (before, after) in enumerate(zip(shape.layers, left.layers, strict=True)):
-            attention, feedforward = f"layers.{index}.attention.", f"layers.{index}.feedforward."
-            assert isinstance(before.attention, SoftmaxShape) and isinstance(after.attention, SoftmaxShape)
-            assert isinstance(before.feedforward, SwiGLUShape) and isinstance(after.feedforward, SwiGLUShape)
-            shared = before.attention.kv_heads > 1
-            units, kept = (
-                (before.attention.kv_heads, after.attention.kv_heads)
-                if shared
-                else (before.attention.heads, after.attention.heads)
-            )
-            columns = ("query", "key", "value") if shared else ("query",)
-            _keep_units(pruned, [attention + name for name in columns], attention + "output", units, kept)
-            units, kept = before.feedforward.hidden, after.feedforward.hidden
-            _keep_units(pruned, [feedforward + "gate", feedforward + "up"], feedforward + "down", units, kept)
+        written = [_written(weights, read, index) for index in range(len(shape.layers))]
+        layers = np.sort(np.argsort(-np.array(written), kind="stable")[: len(left.layers)]).tolist()
+        pruned = {path: array for path, array in weights.items() if not path.startswith("layers.")}
+        for index, (old, after) in enumerate(zip(layers, left.layers, strict=True)):
+            prefix = f"layers.{old}."
+            layer = {path.removeprefix(prefix): array for path, array in weights.items() if path.startswith(prefix)}
+            own = {} if read is None else {name: read[prefix + name] for name in layer if prefix + name in matrices}
+            for units in (*_heads(shape.layers[old], after), *_channels(shape.layers[old], after)):
+                units.prune(layer, own)
+            pruned |= {f"layers.{index}.{name}": array for name, array in layer.items()}
         return pruned
 
 
-def _thinner(layer: LayerShape, heads_kept: float, channels_kept: float) -> LayerShape:
-    attention, feedforward = layer.attention, layer.feedforward
-    if not isinstance(attention, SoftmaxShape) or not isinstance(feedforward, SwiGLUShape):
-        raise Rejected("structured sparsity knows the heads of softmax attention and the channels of SwiGLU only")
-    if attention.kv_heads > 1:
-        groups = _part(attention.kv_heads, heads_kept, "key/value heads")
-        attention = attention.with_heads(groups * attention.heads // attention.kv_heads, groups)
-    else:
-        attention = attention.with_heads(_part(attention.heads, heads_kept, "query heads"), 1)
-    return LayerShape(attention, feedforward.with_hidden(_part(feedforward.hidden, channels_kept, "channels")))
+@dataclass(frozen=True)
+class _Units:
+    """`count` equal blocks of columns of the matrices `inputs` and of rows of `output`, of which `kept` stay."""
+
+    inputs: tuple[str, ...]
+    output: str
+    count: int
+    kept: int
+
+    def prune(self, layer: dict[str, np.ndarray], moments: Moments) -> None:
+        """Keep the units whose weights matter most, in their order; each expert of a stack its own."""
+        matrices = {name: layer[name] for name in (*self.inputs, self.output)}
+        if matrices[self.output].ndim == 2:
+            layer |= self._most(matrices, moments)
+            return
+        experts = [
+            self._most(
+                {name: stack[index] for name, stack in matrices.items()},
+                {name: stack[index] for name, stack in moments.items()},
+            )
+            for index in range(len(matrices[self.output]))
+        ]
+        layer |= {name: np.stack([expert[name] for expert in experts]) for name in matrices}
+
+    def _most(self, matrices: Mapping[str, np.ndarray], moments: Moments) -> dict[str, np.ndarray]:
+        score = np.zeros(self.count)
+        for name, matrix in matrices.items():
+            matter = saliency(matrix, moments[name] if moments else None)
+            each = (matter if name == self.output else matter.T).reshape(self.count, -1).sum(axis=1)
+            score += each / max(each.mean(), 1e-30)
+        keep = np.sort(np.argsort(-score, kind="stable")[: self.kept])
+        left = {}
+        for name, matrix in matrices.items():
+            if name == self.output:
+                blocks = matrix.reshape(self.count, -1, matrix.shape[1])
+                left[name] = blocks[keep].reshape(-1, matrix.shape[1])
+            else:
+                blocks = matrix.reshape(len(matrix), self.count, -1)
+                left[name] = blocks[:, keep].reshape(len(matrix), -1)
+        return left
+
+
+def _heads(before: LayerShape, after: LayerShape) -> Iterator[_Units]:
+    old, new = before.attention, after.attention
+    if old != new:
+        assert isinstance(old, SoftmaxShape) and isinstance(new, SoftmaxShape)
+        if old.kv_heads > 1:
+            names = ("attention.query", "attention.key", "attention.value")
+            yield _Units(names, "attention.output", old.kv_heads, new.kv_heads)
+        else:
+            yield _Units(("attention.query",), "attention.output", old.heads, new.heads)
+
+
+def _channels(before: LayerShape, after: LayerShape) -> Iterator[_Units]:
+    old, new = before.feedforward, after.feedforward
+    if isinstance(old, MoEShape) and isinstance(new, MoEShape):
+        for name, count, kept in (("", old.hidden, new.hidden), ("shared_", old.shared_hidden, new.shared_hidden)):
+            if count != kept:
+                inputs = (f"feedforward.{name}gate", f"feedforward.{name}up")
+                yield _Units(inputs, f"feedforward.{name}down", count, kept)
+    elif old != new:
+        assert isinstance(old, SwiGLUShape | GELUShape) and isinstance(new, SwiGLUShape | GELUShape)
+        inputs = tuple(f"feedforward.{name}" for name in old.reads_norm)
+        yield _Units(inputs, "feedforward.down", old.hidden, new.hidden)
+
+
+def _fewer_heads(attention: AttentionShape | None, kept: float) -> AttentionShape | None:
+    if attention is None or kept == 1:
+        return attention
+    if not isinstance(attention, SoftmaxShape):
+        raise Rejected(f"heads_kept={kept} is for softmax attention, whose heads stand side by side in its matrices")
+    if attention.borrows:
+        raise Rejected(f"heads_kept={kept} would take the keys away that cross_layer attention borrows")
+    if attention.kv_heads == 1:
+        return attention.with_heads(_part(attention.heads, kept, "query heads"), 1)
+    groups = _part(attention.kv_heads, kept, "key/value heads")
+    return attention.with_heads(groups * attention.heads // attention.kv_heads, groups)
+
+
+def _fewer_channels(feedforward: FeedForwardShape | None, kept: float) -> FeedForwardShape | None:
+    if feedforward is None or kept == 1:
+        return feedforward
+    if isinstance(feedforward, MoEShape):
+        shared = feedforward.shared_hidden and _part(feedforward.shared_hidden, kept, "shared channels")
+        return replace(feedforward, hidden=_part(feedforward.hidden, kept, "channels"), shared_hidden=shared)
+    if not isinstance(feedforward, SwiGLUShape | GELUShape):
+        raise Rejected(f"channels_kept={kept} is for the channels of swiglu, gelu and moe")
+    return feedforward.with_hidden(_part(feedforward.hidden, kept, "channels"))
 
 
 def _part(units: int, kept: float, what: str) -> int:
@@ -71,19 +176,17 @@ def _part(units: int, kept: float, what: str) -> int:
     return round(units * kept)
 
 
-def _keep_units(weights: dict[str, np.ndarray], inputs: list[str], output: str, units: int, kept: int) -> None:
-    """Keep the `kept` largest of `units`, which are blocks of columns of `inputs` and of rows of `output`."""
-    score = np.zeros(units)
-    for path in (*inputs, output):
-        matrix = weights[path] if path == output else weights[path].T
-        squares = np.square(matrix, dtype=np.float64).reshape(units, -1).sum(axis=1)
-        score += squares / max(squares.mean(), 1e-30)
-    keep = np.sort(np.argsort(-score, kind="stable")[:kept])
-    for path in inputs:
-        blocks = weights[path].reshape(len(weights[path]), units, -1)
-        weights[path] = np.ascontiguousarray(blocks[:, keep].reshape(len(blocks), -1))
-    blocks = weights[output].reshape(units, -1, weights[output].shape[1])
-    weights[output] = np.ascontiguousarray(blocks[keep].reshape(-1, blocks.shape[2]))
+def _written(weights: Mapping[str, np.ndarray], moments: Moments | None, layer: int) -> float:
+    """The squares of what a layer writes to the residual stream: of its weights, or expected of their products.
+
+    The latter is trace(W^T H W), also over the experts of a stack, whose moments count each by its use.
+    """
+    total = 0.0
+    for path, matrix in weights.items():
+        if path.startswith(f"layers.{layer}.") and path.endswith(WRITES_RESIDUAL):
+            matrix = matrix.astype(np.float64)
+            total += float((matrix * (matrix if moments is None else moments[path] @ matrix)).sum())
+    return total
 
 
 PATTERNS.register("structured")(Structured())

@@ -4,35 +4,41 @@ import json
 import os
 from pathlib import Path
 
-from cosearch.core.candidate import content_hash
+from cosearch.core.candidate import Candidate, content_hash
 from cosearch.core.files import write_json
 from cosearch.core.target import Target
 from cosearch.measure.fingerprint import fingerprint
 from cosearch.targets import TARGETS, MeasurePeaks
 
 
-@TARGETS.register("cpu")
-def cpu(cache: Path, measure_peaks: MeasurePeaks) -> Target:
+class CPU:
     """Measured peaks; capacity is the machine's memory."""
-    versions = {name: fingerprint()[name] for name in ("processor", "cores", "jaxlib", "system")}
-    path = cache / "targets" / f"cpu-{content_hash(versions)}.json"
-    if path.is_file():
-        peaks = json.loads(path.read_text())["peaks"]
-    else:
-        peaks = dict(measure_peaks())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"versions": versions, "peaks": peaks})
-    return Target(
-        name="cpu",
-        platform=peaks["platform"],
-        source=f"measured on {versions['processor']}, {versions['cores']} cores",
-        peak_flops_per_s=peaks["peak_flops_per_s"],
-        bandwidth_bytes_per_s=peaks["bandwidth_bytes_per_s"],
-        capacity_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        cache_bytes=_last_level_cache_bytes(),
-        cores=versions["cores"],
-        overhead_s=peaks["overhead_s"],
-    )
+
+    def why_not(self, candidate: Candidate) -> str | None:
+        if candidate.precision.get("matmul_inputs") == "float8_e4m3":
+            return "this processor multiplies no float8 numbers: it would only round to them, and be slower for it"
+        return None
+
+    def target(self, cache: Path, measure_peaks: MeasurePeaks) -> Target:
+        versions = {name: fingerprint()[name] for name in ("processor", "cores", "jaxlib", "system")}
+        path = cache / "targets" / f"cpu-{content_hash(versions)}.json"
+        if path.is_file():
+            peaks = json.loads(path.read_text())["peaks"]
+        else:
+            peaks = dict(measure_peaks())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"versions": versions, "peaks": peaks})
+        return Target(
+            name="cpu",
+            platform=peaks["platform"],
+            source=f"measured on {versions['processor']}, {versions['cores']} cores",
+            peak_flops_per_s=peaks["peak_flops_per_s"],
+            bandwidth_bytes_per_s=peaks["bandwidth_bytes_per_s"],
+            capacity_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            cache_bytes=_last_level_cache_bytes(),
+            cores=versions["cores"],
+            overhead_s=peaks["overhead_s"],
+        )
 
 
 def _last_level_cache_bytes() -> int:
@@ -42,3 +48,6 @@ def _last_level_cache_bytes() -> int:
         number, unit = path.read_text().strip()[:-1], path.read_text().strip()[-1]
         sizes.append(int(number) * {"K": 2**10, "M": 2**20, "G": 2**30}[unit])
     return max(sizes)
+
+
+TARGETS.register("cpu")(CPU())

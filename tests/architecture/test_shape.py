@@ -33,11 +33,8 @@ def test_values_by_layer_are_repeated_over_the_depth():
 
 
 def test_one_head_dim_a_layer():
-    assert [layer.attention.linears(64)["key"] for layer in shape_of(head_dim=(16, 32), attention="mqa").layers] == [
-        (64, 16),
-        (64, 32),
-        (64, 16),
-    ]
+    matrices = shape_of(head_dim=(16, 32), attention="mqa").linears()
+    assert [matrices[f"layers.{index}.attention.key"] for index in range(3)] == [(64, 16), (64, 32), (64, 16)]
 
 
 @pytest.mark.parametrize(

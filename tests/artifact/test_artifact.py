@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from cosearch import axes
 from cosearch.__main__ import main
-from cosearch.architecture.decoder import bind
+from cosearch.architecture.decoder import Decoder, bind
 from cosearch.artifact import save
 from cosearch.artifact.generate import generate
 from cosearch.artifact.load import load, read_manifest
@@ -24,6 +24,7 @@ from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected, UserError
 from cosearch.core.workload import OperatingPoint, Workload
 from cosearch.measure.verify import sharp_weights
+from cosearch.quality.serve import Served
 from tests import tiny
 
 PROMPT = "def main("
@@ -250,20 +251,22 @@ def test_an_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     monkeypatch.setattr(save, "write_json", interrupt)
-    weights = sharp_weights(axes.dense_shape(CANDIDATE), 0)
+    weights = Served(sharp_weights(axes.dense_shape(CANDIDATE), 0), {})
     with pytest.raises(KeyboardInterrupt):
         save.save_artifact(CANDIDATE, WORKLOAD, weights, {}, tmp_path / "artifact")
     assert os.listdir(tmp_path) == []
 
 
 def test_an_artifact_that_computes_something_else_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    honest = axes.served_params
-    monkeypatch.setattr(
-        axes,
-        "served_params",
-        lambda *arguments: {path: array * np.float32(1.01) for path, array in honest(*arguments).items()},
-    )
-    weights = sharp_weights(axes.dense_shape(CANDIDATE), 0)
+    class Louder(Decoder):
+        def _logits(self, x: jax.Array) -> jax.Array:
+            return 1.01 * super()._logits(x)
+
+    def louder(candidate: Candidate) -> Decoder:
+        return Louder(axes.served_shape(candidate))
+
+    monkeypatch.setattr(axes, "decoder", louder)
+    weights = Served(sharp_weights(axes.dense_shape(CANDIDATE), 0), {})
     with pytest.raises(Rejected, match="wrong result"):
         save.save_artifact(CANDIDATE, WORKLOAD, weights, {}, tmp_path / "artifact")
     assert os.listdir(tmp_path) == []
@@ -279,8 +282,9 @@ def write_json(path, data):
         os.kill(os.getpid(), signal.SIGKILL)
     honest(path, data)
 save.write_json = write_json
-from tests.artifact.test_artifact import CANDIDATE, WORKLOAD, axes, sharp_weights
-save.save_artifact(CANDIDATE, WORKLOAD, sharp_weights(axes.dense_shape(CANDIDATE), 0), {}, Path(sys.argv[1]))
+from tests.artifact.test_artifact import CANDIDATE, WORKLOAD, Served, axes, sharp_weights
+weights = Served(sharp_weights(axes.dense_shape(CANDIDATE), 0), {})
+save.save_artifact(CANDIDATE, WORKLOAD, weights, {}, Path(sys.argv[1]))
 """
 
 

@@ -12,7 +12,7 @@ from cosearch import axes
 from cosearch.architecture import cache as kv
 from cosearch.architecture import decoder
 from cosearch.architecture.attention import softmax
-from cosearch.architecture.decoder import plain_decoder
+from cosearch.architecture.decoder import pack, plain_decoder
 from cosearch.core.candidate import Candidate, Value
 from cosearch.core.errors import Rejected
 from cosearch.core.workload import OperatingPoint, Workload
@@ -94,26 +94,35 @@ def test_honest_variants_pass(bench: Bench, more: Mapping[str, Value]):
 # Each of these plants a wrong computation by replacing a part of the model.
 
 
-def unseen_token(patch: pytest.MonkeyPatch) -> None:
-    """The mask is off by one: a token does not see itself when it is decoded, nor the one before in a prefill."""
-    honest = softmax._newest_in_slot
-    patch.setattr(softmax, "_newest_in_slot", lambda slot, newest, slots: honest(slot, newest - 1, slots))
+def seen(patch: pytest.MonkeyPatch, shift: int, also: Callable[[jax.Array], Any]) -> None:
+    """Slots hold what they would hold `shift` tokens later; a query also needs `also(distance)` to see a key."""
+    held, visible = softmax.SoftmaxAttention._held, softmax.SoftmaxAttention._visible
+
+    def distance(queries: jax.Array, keys: jax.Array) -> jax.Array:
+        return queries[:, None] - keys[None, :]
+
+    patch.setattr(softmax.SoftmaxAttention, "_held", lambda self, newest, slots: held(self, newest + shift, slots))
     patch.setattr(
-        softmax.SoftmaxAttention, "_visible", lambda self, queries, keys: (queries >= keys) & (queries - keys != 1)
+        softmax.SoftmaxAttention,
+        "_visible",
+        lambda self, queries, keys: visible(self, queries + max(shift, 0), keys) & also(distance(queries, keys)),
     )
+
+
+def unseen_token(patch: pytest.MonkeyPatch) -> None:
+    """The token before is not seen."""
+    seen(patch, -1, lambda distance: distance != 1)
 
 
 def seen_future(patch: pytest.MonkeyPatch) -> None:
     """The mask is off by one: a token sees the next, or an empty slot."""
-    honest = softmax._newest_in_slot
-    patch.setattr(softmax, "_newest_in_slot", lambda slot, newest, slots: honest(slot, newest + 1, slots))
-    patch.setattr(softmax.SoftmaxAttention, "_visible", lambda self, queries, keys: queries - keys >= -1)
+    seen(patch, 1, lambda distance: distance >= -1)
 
 
 def dropped_layer(patch: pytest.MonkeyPatch) -> None:
     def layers(self: Any, method: str, x: jax.Array, caches: Any, *positions: jax.Array) -> Any:
         for layer, cache in zip(list(self.layers)[:-1], caches, strict=False):
-            x, _ = getattr(layer, method)(x, cache, *positions)
+            x, _, _ = layer.run(method, x, cache, None, *positions)
         return x, caches
 
     patch.setattr(decoder.Decoder, "_layers", layers)
@@ -142,12 +151,12 @@ def skipped_part_of_k(patch: pytest.MonkeyPatch) -> None:
 
 def unwritten_cache(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(kv.KVCache, "append", lambda self, cache, tensors, slot: cache)
-    patch.setattr(softmax.SoftmaxAttention, "_visible", lambda self, queries, keys: queries == keys)
+    patch.setattr(softmax.SoftmaxAttention, "_visible", lambda self, queries, keys: queries[:, None] == keys)
 
 
 def unwritten_values(patch: pytest.MonkeyPatch) -> None:
     """Keys are written to the cache and values are not; a prefill reads another token's values."""
-    honest, attend = kv.KVCache.append, softmax._attend
+    honest, attend = kv.KVCache.append, softmax.attend
     patch.setattr(
         kv.KVCache,
         "append",
@@ -155,7 +164,7 @@ def unwritten_values(patch: pytest.MonkeyPatch) -> None:
     )
     patch.setattr(
         softmax,
-        "_attend",
+        "attend",
         lambda query, key, value, *more: attend(query, key, jnp.roll(value, int(query.shape[1] > 1), axis=1), *more),
     )
 
@@ -172,7 +181,7 @@ def late_write(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         softmax.SoftmaxAttention,
         "_visible",
-        lambda self, queries, keys: visible(self, queries, keys) & ((queries < half) | (keys < half)),
+        lambda self, queries, keys: visible(self, queries, keys) & ((queries < half)[:, None] | (keys < half)),
     )
 
 
@@ -188,10 +197,10 @@ def no_position(patch: pytest.MonkeyPatch) -> None:
 
 def shifted_position(patch: pytest.MonkeyPatch) -> None:
     """Only queries: a shift of both changes nothing."""
-    honest = softmax._attend
+    honest = softmax.attend
     patch.setattr(
         softmax,
-        "_attend",
+        "attend",
         lambda query, *more: honest(softmax.rotate(query, jnp.ones(query.shape[1], jnp.int32)), *more),
     )
 
@@ -201,8 +210,8 @@ def no_norm(patch: pytest.MonkeyPatch) -> None:
 
 
 def unscaled_attention(patch: pytest.MonkeyPatch) -> None:
-    honest = softmax._attend
-    patch.setattr(softmax, "_attend", lambda query, *more: honest(query * 1.1, *more))
+    honest = softmax.attend
+    patch.setattr(softmax, "attend", lambda query, *more: honest(query * 1.1, *more))
 
 
 PLANTS = (
@@ -286,7 +295,7 @@ def test_one_channel_of_the_wrong_scale_is_rejected(bench: Bench, format_name: s
 def reference() -> Reference:
     plain = plain_decoder(axes.served_shape(candidate()), Precision())
     tokens = np.random.default_rng(0).integers(0, 256, (2, 16)).astype(np.int32)
-    return Reference(plain, sharp_weights(plain.shape, 0), tokens)
+    return Reference(plain, pack(plain, sharp_weights(plain.shape, 0)), tokens)
 
 
 def test_the_exact_logits_pass_with_no_error(reference: Reference):

@@ -43,7 +43,7 @@ def trained(text: corpus.Corpus) -> dict[str, np.ndarray]:
 def kept(text: corpus.Corpus, trained: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that holds the trained weights."""
     cache = tmp_path_factory.mktemp("kept")
-    train._save(cache / "weights" / train.weights_key(SHAPE, RECIPE, text), trained, SHAPE)
+    train._save(cache / "weights" / train.weights_key(repr(SHAPE), RECIPE, text), trained, repr(SHAPE))
     return cache
 
 
@@ -117,19 +117,19 @@ def test_weights_are_trained_once(text: corpus.Corpus, kept: Path, trained: dict
 
 
 def test_whatever_changes_the_result_changes_the_key(text: corpus.Corpus, monkeypatch: pytest.MonkeyPatch):
-    key = train.weights_key(SHAPE, RECIPE, text)
+    key = train.weights_key(repr(SHAPE), RECIPE, text)
     wider = axes.dense_shape(Candidate.from_point({"architecture.width": 64, "architecture.depth": 1}))
     others = {
-        train.weights_key(wider, RECIPE, text),
-        train.weights_key(SHAPE, dataclasses.replace(RECIPE, steps=30), text),
-        train.weights_key(SHAPE, dataclasses.replace(RECIPE, seed=1), text),
-        train.weights_key(SHAPE, RECIPE, dataclasses.replace(text, digest="0")),
+        train.weights_key(repr(wider), RECIPE, text),
+        train.weights_key(repr(SHAPE), dataclasses.replace(RECIPE, steps=30), text),
+        train.weights_key(repr(SHAPE), dataclasses.replace(RECIPE, seed=1), text),
+        train.weights_key(repr(SHAPE), RECIPE, dataclasses.replace(text, digest="0")),
     }
     assert len(others | {key}) == 5
-    assert train.weights_key(SHAPE, RECIPE, dataclasses.replace(text, name="copy")) == key
+    assert train.weights_key(repr(SHAPE), RECIPE, dataclasses.replace(text, name="copy")) == key
     here = train.fingerprint()
     monkeypatch.setattr(train, "fingerprint", lambda: here | {"jaxlib": "0.0.0"})
-    assert train.weights_key(SHAPE, RECIPE, text) not in others | {key}
+    assert train.weights_key(repr(SHAPE), RECIPE, text) not in others | {key}
 
 
 def files(folder: Path) -> list[Path]:
@@ -195,7 +195,7 @@ def test_weights_of_another_training_are_not_loaded(
     cache = tmp_path / "cache"
     swapped = {path: array[::-1].copy() for path, array in trained.items()}
     (folder,) = (kept / "weights").iterdir()
-    train._save(cache / "weights" / folder.name, swapped, SHAPE)
+    train._save(cache / "weights" / folder.name, swapped, repr(SHAPE))
     shutil.copyfile(folder / "record.json", cache / "weights" / folder.name / "record.json")
     assert same(train.trained_weights(SHAPE, RECIPE, text, cache, quiet), trained)
 

@@ -33,7 +33,7 @@ def test_multiply_reduce_is_einsum(product: tuple[str, np.ndarray, np.ndarray]):
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [1, matmul._MOST_ROWS, matmul._MOST_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, matmul.MOST_ROWS, matmul.MOST_ROWS + 1])
 @pytest.mark.parametrize("layout", matmul.LAYOUTS)
 def test_products_on_either_side_of_the_limit_on_rows(rows: int, layout: str):
     rng = np.random.default_rng(0)

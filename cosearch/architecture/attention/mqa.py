@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from cosearch.architecture.attention import ATTENTION
+from cosearch.architecture.attention import ATTENTION, Place
 from cosearch.architecture.attention.softmax import QK_NORM, SoftmaxShape
 from cosearch.core.candidate import Value
 from cosearch.core.space import Knob
@@ -11,8 +11,8 @@ from cosearch.core.space import Knob
 class MultiQuery:
     knobs: Mapping[str, Knob] = QK_NORM
 
-    def shape(self, width: int, choices: Mapping[str, Value]) -> SoftmaxShape:
-        return SoftmaxShape.of(width, choices, kv_heads=1)
+    def shape(self, place: Place, choices: Mapping[str, Value]) -> SoftmaxShape:
+        return SoftmaxShape.of(place, choices, kv_heads=1)
 
 
 ATTENTION.register("mqa")(MultiQuery())

@@ -1,17 +1,20 @@
-"""Softmax attention with RoPE, which `mha`, `gqa`, `mqa` and `sliding_window` are shapes of.
+"""Softmax attention with RoPE, which `mha`, `gqa`, `mqa`, `sliding_window`, `local_global` and `cross_layer` are
+shapes of.
 
 Shape suffixes: B batch, T tokens, W width, H query heads, K key/value heads, G = H / K queries sharing one
-key/value head, D head size, S cache slots.
+key/value head, D head size, S cache slots, N blocks of slots.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cosearch.architecture.attention import Place
 from cosearch.architecture.cache import KVCache
 from cosearch.core.candidate import Value
 from cosearch.core.errors import Rejected
@@ -24,31 +27,53 @@ QK_NORM: Mapping[str, Knob] = {"qk_norm": choice(True, lambda: (True, False), pe
 KV_HEADS: Mapping[str, Knob] = {"kv_heads": integer(1, per_layer=True)}
 """The knob of the variants whose key/value heads are fewer than their query heads."""
 
-_SHARPNESS = 2.0
+WINDOW: Mapping[str, Knob] = {
+    "window": integer(128, per_layer=True),
+    "sinks": integer(0, at_least=0, per_layer=True),
+}
+"""The knobs of windows: how many tokens, itself included, a token sees, and how many of the first it sees besides
+(attention sinks, Xiao et al. 2023, arXiv:2309.17453)."""
+
+SHARPNESS = 2.0
 """What a query's norm starts at: attention that starts sharper learns to look things up in fewer steps."""
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Attention to few blocks of `size` keys: the `kept` that score best, and the block of the query itself."""
+
+    size: int
+    kept: int
+
+
+@dataclass(frozen=True)
 class SoftmaxShape:
-    """`window` is how many tokens, itself included, a token sees; None for all."""
+    """`window` is how many tokens, itself included, a token sees, beside the first `sinks`; None for all.
+
+    A `borrows` layer has no keys and values of its own and attends to those of the layer below. `blocks` is chosen by
+    the sparsity axis.
+    """
 
     heads: int
     kv_heads: int
     head_dim: int
     qk_norm: bool = True
     window: int | None = None
+    sinks: int = 0
+    borrows: bool = False
+    blocks: Blocks | None = None
 
     @classmethod
     def of(
-        cls, width: int, choices: Mapping[str, Value], kv_heads: Value | None = None, window: Value | None = None
+        cls, place: Place, choices: Mapping[str, Value], kv_heads: Value | None = None, windowed: bool = False
     ) -> "SoftmaxShape":
-        """Heads that together are as wide as the model; each with its own key/value head unless told otherwise."""
+        """`heads` of `head_dim`, each with its own key/value head unless told otherwise."""
         head_dim = choices["head_dim"]
-        assert isinstance(head_dim, int) and isinstance(kv_heads, int | None) and isinstance(window, int | None)
-        if width % head_dim:
-            raise Rejected(f"heads of {head_dim} do not divide a width of {width}")
-        heads = width // head_dim
-        return cls(heads, kv_heads or heads, head_dim, bool(choices["qk_norm"]), window)
+        assert isinstance(head_dim, int) and isinstance(kv_heads, int | None)
+        heads = heads_of(place.width, choices)
+        window, sinks = (choices["window"], choices["sinks"]) if windowed else (None, 0)
+        assert isinstance(window, int | None) and isinstance(sinks, int)
+        return cls(heads, kv_heads or heads, head_dim, bool(choices["qk_norm"]), window, sinks)
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -56,93 +81,237 @@ class SoftmaxShape:
         if self.head_dim % 2:
             raise Rejected(f"RoPE turns pairs, so head_dim must be even, not {self.head_dim}")
 
-    def linears(self, width: int) -> Mapping[str, tuple[int, int]]:
-        return {
-            "query": (width, self.heads * self.head_dim),
-            "key": (width, self.kv_heads * self.head_dim),
-            "value": (width, self.kv_heads * self.head_dim),
-            "output": (self.heads * self.head_dim, width),
-        }
+    @property
+    def reads_norm(self) -> tuple[str, ...]:
+        return ("query",) if self.borrows else ("query", "key", "value")
 
-    def norms(self) -> Mapping[str, tuple[int, float]]:
-        return {"query_norm": (self.head_dim, _SHARPNESS), "key_norm": (self.head_dim, 1.0)} if self.qk_norm else {}
+    def linears(self, width: int) -> Mapping[str, tuple[int, ...]]:
+        query = {"query": (width, self.heads * self.head_dim)}
+        own = dict.fromkeys(("key", "value"), (width, self.kv_heads * self.head_dim))
+        output = {"output": (self.heads * self.head_dim, width)}
+        return query | ({} if self.borrows else own) | output
+
+    def vectors(self) -> Mapping[str, np.ndarray]:
+        if not self.qk_norm:
+            return {}
+        query = {"query_norm": np.full(self.head_dim, SHARPNESS, np.float32)}
+        return query | ({} if self.borrows else {"key_norm": np.ones(self.head_dim, np.float32)})
 
     def cache(self, batch: int, capacity: int) -> Mapping[str, tuple[int, int, int, int]]:
-        slots = min(self.window or capacity, capacity)
+        if self.borrows:
+            return {}
+        slots = capacity if self.window is None else min(self.sinks + self.window, capacity)
         tensor = (batch, slots, self.kv_heads, self.head_dim)
         return {"key": tensor, "value": tensor}
+
+    def states(self, batch: int, capacity: int) -> Mapping[str, tuple[int, ...]]:
+        if self.blocks is None:
+            return {}
+        return {"key_sum": (batch, -(-capacity // self.blocks.size), self.kv_heads, self.head_dim)}
+
+    def read_slots(self, capacity: int) -> int:
+        if self.blocks is not None:
+            return min(self.blocks.size * (self.blocks.kept + 1), capacity)
+        return capacity if self.window is None else min(self.sinks + self.window, capacity)
 
     def with_heads(self, heads: int, kv_heads: int) -> "SoftmaxShape":
         return replace(self, heads=heads, kv_heads=kv_heads)
 
-    def build(self, modules: Mapping[str, nnx.Module], cache: KVCache) -> nnx.Module:
-        return SoftmaxAttention(self, modules, cache)
+    def build(self, parts: Mapping[str, nnx.Module], cache: KVCache) -> nnx.Module:
+        return SoftmaxAttention(self, parts, cache)
+
+
+def heads_of(width: int, choices: Mapping[str, Value]) -> int:
+    """How many heads of `head_dim` there are: together `heads_ratio` times as wide as the model."""
+    head_dim, ratio = choices["head_dim"], choices["heads_ratio"]
+    assert isinstance(head_dim, int) and isinstance(ratio, int | float)
+    heads = ratio * width / head_dim
+    if heads != round(heads) or heads < 1:
+        part = "" if ratio == 1 else f"{ratio:g} of "
+        raise Rejected(f"heads of {head_dim} do not divide {part}a width of {width}")
+    return round(heads)
+
+
+class Attended(NamedTuple):
+    """What a layer shares: the keys and values [B, S, K, D] that its queries attended to, and which saw which."""
+
+    key: jax.Array
+    value: jax.Array
+    mask_TS: jax.Array
 
 
 class SoftmaxAttention(nnx.Module):
-    """Causal softmax attention over a ring of cache slots: position p lives in slot p mod S."""
+    """Causal softmax attention over a ring of cache slots: after the sinks, position p lives in slot p mod the rest."""
 
-    def __init__(self, shape: SoftmaxShape, modules: Mapping[str, nnx.Module], cache: KVCache) -> None:
+    def __init__(self, shape: SoftmaxShape, parts: Mapping[str, nnx.Module], cache: KVCache) -> None:
         self.shape = shape
-        self.parts = nnx.Dict(modules)
+        self.parts = nnx.Dict(parts)
         self.cache = cache
 
-    def score(self, x_BTW: jax.Array) -> jax.Array:
+    def score(self, x_BTW: jax.Array, cache: None, shared: Any) -> tuple[jax.Array, None, Any]:
         positions = jnp.arange(x_BTW.shape[1])
-        query, key, value = self._project(x_BTW, positions)
-        key, value = self.cache.round_trip(key), self.cache.round_trip(value)
-        mask = self._visible(positions[:, None], positions[None, :])
-        return self._output(_attend(query, key, value, mask, "dot"))
+        if not self.shape.borrows:
+            key, value = (self.cache.round_trip(tensor) for tensor in self._keys(x_BTW, positions))
+            shared = Attended(key, value, self._visible(positions, positions))
+        query, mask = self._query(x_BTW, positions), shared.mask_TS
+        if self.shape.blocks is not None:
+            mask = self._chosen(query, self._key_sums(shared.key), positions, mask)
+        return self._output(attend(query, shared.key, shared.value, mask, "dot")), cache, shared
 
-    def prefill(self, x_BTW: jax.Array, cache: dict, start: jax.Array, length: jax.Array) -> tuple[jax.Array, dict]:
-        tokens, slots = x_BTW.shape[1], self.cache.slots(cache, "key")
+    def prefill(
+        self, x_BTW: jax.Array, cache: dict, shared: Any, start: jax.Array, length: jax.Array
+    ) -> tuple[jax.Array, dict, Any]:
+        tokens = x_BTW.shape[1]
         positions = start + jnp.arange(tokens)
-        query, key, value = self._project(x_BTW, positions)
+        query = self._query(x_BTW, positions)
+        if self.shape.borrows:
+            return self._output(attend(query, shared.key, shared.value, shared.mask_TS, "dot")), cache, shared
+        key, value = self._keys(x_BTW, positions)
         # The chunk is attended to beside the cache and written afterwards: in a ring, writing first would
         # overwrite tokens that the chunk's own first tokens still see.
-        slot_positions = _newest_in_slot(jnp.arange(slots), start - 1, slots)
-        key_positions = jnp.concatenate([slot_positions, positions])
-        mask = self._visible(positions[:, None], key_positions[None, :]) & (key_positions >= 0)
+        slots = self.cache.slots(cache, "key")
+        key_positions = jnp.concatenate([self._held(start - 1, slots), positions])
         keys = jnp.concatenate([self.cache.load(cache, "key"), self.cache.round_trip(key)], axis=1)
         values = jnp.concatenate([self.cache.load(cache, "value"), self.cache.round_trip(value)], axis=1)
-        out = self._output(_attend(query, keys, values, mask, "dot"))
+        shared = Attended(keys, values, self._visible(positions, key_positions))
         # Of tokens that fall on the same slot only the newest is kept; padding is not written at all.
-        offsets = jnp.arange(tokens)
-        kept = (offsets < length) & (offsets >= length - slots)
-        targets = jnp.where(kept, positions % slots, slots)
+        real = jnp.arange(tokens) < length
+        newest = (positions < self.shape.sinks) | (positions >= start + length - self._ring(slots))
+        targets = jnp.where(real & newest, self._slot(positions, slots), slots)
         cache = self.cache.write(cache, {"key": key, "value": value}, targets)
-        return out, cache
+        mask = shared.mask_TS
+        if self.shape.blocks is not None:
+            sums = self._add_sums(cache["key_sum"]["values"], self.cache.round_trip(key), positions, real, start)
+            cache = cache | {"key_sum": {"values": sums}}
+            mask = self._chosen(query, sums, positions, mask, key_positions)
+        return self._output(attend(query, keys, values, mask, "dot")), cache, shared
 
-    def decode_step(self, x_B1W: jax.Array, cache: dict, position: jax.Array) -> tuple[jax.Array, dict]:
+    def decode_step(
+        self, x_B1W: jax.Array, cache: dict, shared: Any, position: jax.Array
+    ) -> tuple[jax.Array, dict, Any]:
+        lowering, positions = self.cache.lowering, position[None]
+        query = self._query(x_B1W, positions)
+        if self.shape.borrows:
+            return self._output(attend(query, shared.key, shared.value, shared.mask_TS, lowering)), cache, shared
         slots = self.cache.slots(cache, "key")
-        query, key, value = self._project(x_B1W, position[None])
-        cache = self.cache.append(cache, {"key": key, "value": value}, position % slots)
-        mask = _newest_in_slot(jnp.arange(slots), position, slots)[None, :] >= 0
-        lowering = self.cache.lowering
-        out = _attend(query, self.cache.load(cache, "key"), self.cache.load(cache, "value"), mask, lowering)
-        return self._output(out), cache
+        key, value = self._keys(x_B1W, positions)
+        cache = self.cache.append(cache, {"key": key, "value": value}, self._slot(position, slots))
+        if self.shape.blocks is not None:
+            return self._decode_blocks(query, key, cache, shared, position)
+        mask = (self._held(position, slots) >= 0)[None, :]
+        shared = Attended(self.cache.load(cache, "key"), self.cache.load(cache, "value"), mask)
+        return self._output(attend(query, shared.key, shared.value, shared.mask_TS, lowering)), cache, shared
 
-    def _project(self, x_BTW: jax.Array, positions_T: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        batch, tokens, _ = x_BTW.shape
-        query, key, value = (
-            self.parts[name](x_BTW).reshape(batch, tokens, heads, self.shape.head_dim)
-            for name, heads in (
-                ("query", self.shape.heads),
-                ("key", self.shape.kv_heads),
-                ("value", self.shape.kv_heads),
-            )
+    def _decode_blocks(
+        self, query: jax.Array, key: jax.Array, cache: dict, shared: Any, position: jax.Array
+    ) -> tuple[jax.Array, dict, Any]:
+        """Read the sums of all blocks, and the keys and values of the chosen blocks only."""
+        blocks = self.shape.blocks
+        assert blocks is not None
+        positions, stored = position[None], self.cache.round_trip(key)
+        sums = self._add_sums(cache["key_sum"]["values"], stored, positions, jnp.ones(1, bool), position)
+        cache = cache | {"key_sum": {"values": sums}}
+        order = self._best(self._block_scores(query, sums, positions))[:, :, 0]  # [B, K, N kept]
+        mine = jnp.broadcast_to(position // blocks.size, (*order.shape[:2], 1))
+        chosen = jnp.concatenate([mine, order], axis=-1)
+        # A sequence may be too short for as many blocks as are kept: what stands there for them is of later positions.
+        at = chosen[..., None] * blocks.size + jnp.arange(blocks.size)
+        seen = (at <= position) & ((chosen < position // blocks.size) | (jnp.arange(chosen.shape[-1]) == 0))[..., None]
+        keys = self.cache.load_blocks(cache, "key", chosen, blocks.size)
+        values = self.cache.load_blocks(cache, "value", chosen, blocks.size)
+        mask = seen.reshape(*seen.shape[:2], 1, -1)  # [B, K, T, S]
+        return self._output(attend(query, keys, values, mask, self.cache.lowering)), cache, shared
+
+    def _query(self, x_BTW: jax.Array, positions_T: jax.Array) -> jax.Array:
+        query = self.parts["query"](x_BTW).reshape(*x_BTW.shape[:2], self.shape.heads, self.shape.head_dim)
+        return rotate(self.parts["query_norm"](query) if self.shape.qk_norm else query, positions_T)
+
+    def _keys(self, x_BTW: jax.Array, positions_T: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key, value = (
+            self.parts[name](x_BTW).reshape(*x_BTW.shape[:2], self.shape.kv_heads, self.shape.head_dim)
+            for name in ("key", "value")
         )
-        if self.shape.qk_norm:
-            query, key = self.parts["query_norm"](query), self.parts["key_norm"](key)
-        return rotate(query, positions_T), rotate(key, positions_T), value
-
-    def _visible(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
-        distance = query_positions - key_positions
-        seen = distance >= 0
-        return seen if self.shape.window is None else seen & (distance < self.shape.window)
+        return rotate(self.parts["key_norm"](key) if self.shape.qk_norm else key, positions_T), value
 
     def _output(self, out_BTHD: jax.Array) -> jax.Array:
         return self.parts["output"](out_BTHD.reshape(*out_BTHD.shape[:2], -1))
+
+    def _visible(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+        """[T, S]: which queries see which keys; a key at a negative position is none."""
+        distance = query_positions[:, None] - key_positions[None, :]
+        seen = (distance >= 0) & (key_positions >= 0)
+        if self.shape.window is None:
+            return seen
+        return seen & ((distance < self.shape.window) | (key_positions < self.shape.sinks))
+
+    def _ring(self, slots: int) -> int:
+        """How many of the slots newer tokens take over from older ones."""
+        return max(slots - self.shape.sinks, 1)
+
+    def _slot(self, position: jax.Array, slots: int) -> jax.Array:
+        sinks = self.shape.sinks
+        return jnp.where(position < sinks, position, sinks + (position - sinks) % self._ring(slots))
+
+    def _held(self, newest: jax.Array, slots: int) -> jax.Array:
+        """[S]: the position each slot holds once `newest` is written; negative where nothing is."""
+        slot, sinks = jnp.arange(slots), self.shape.sinks
+        held = newest - (newest - slot) % self._ring(slots)
+        if sinks == 0:
+            return held
+        return jnp.where(slot < sinks, jnp.where(slot <= newest, slot, -1), jnp.where(held >= sinks, held, -1))
+
+    def _key_sums(self, key_BSKD: jax.Array) -> jax.Array:
+        """[B, N, K, D]: the sum of each block's keys, of a whole sequence."""
+        positions = jnp.arange(key_BSKD.shape[1])
+        shape = self.shape.states(key_BSKD.shape[0], key_BSKD.shape[1])["key_sum"]
+        empty = jnp.zeros(shape, self.cache.state_dtype)
+        return self._add_sums(empty, key_BSKD, positions, positions >= 0, jnp.int32(0))
+
+    def _add_sums(
+        self, sums_BNKD: jax.Array, key_BTKD: jax.Array, positions: jax.Array, real: jax.Array, start: jax.Array
+    ) -> jax.Array:
+        """Add the keys of a chunk that begins at `start`; blocks that begin in it or later are begun anew."""
+        blocks = self.shape.blocks
+        assert blocks is not None
+        begun = jnp.arange(sums_BNKD.shape[1]) * blocks.size < start
+        sums = jnp.where(begun[None, :, None, None], sums_BNKD, 0)
+        added = jnp.where(real[None, :, None, None], key_BTKD.astype(sums.dtype), 0)
+        return sums.at[:, positions // blocks.size].add(added, mode="drop")
+
+    def _block_scores(self, query_BTHD: jax.Array, sums_BNKD: jax.Array, positions_T: jax.Array) -> jax.Array:
+        """[B, K, T, N]: how well the mean key of each whole block answers a group's queries; -inf for blocks that do
+        not lie wholly before the query's own (Lu et al. 2025, arXiv:2502.13189)."""
+        blocks = self.shape.blocks
+        assert blocks is not None
+        batch, tokens, heads, head_dim = query_BTHD.shape
+        kv_heads = self.shape.kv_heads
+        query = query_BTHD.reshape(batch, tokens, kv_heads, heads // kv_heads, head_dim).sum(3)
+        scores = jnp.einsum("btkd,bnkd->bktn", query.astype(sums_BNKD.dtype), sums_BNKD)
+        before = jnp.arange(sums_BNKD.shape[1])[None, :] < positions_T[:, None] // blocks.size
+        return jnp.where(before, scores, -jnp.inf)
+
+    def _best(self, scores_BKTN: jax.Array) -> jax.Array:
+        """[B, K, T, N kept]: the blocks that score best."""
+        blocks = self.shape.blocks
+        assert blocks is not None
+        return jax.lax.top_k(scores_BKTN, min(blocks.kept, scores_BKTN.shape[-1]))[1]
+
+    def _chosen(
+        self,
+        query: jax.Array,
+        sums: jax.Array,
+        positions: jax.Array,
+        mask_TS: jax.Array,
+        key_positions: jax.Array | None = None,
+    ) -> jax.Array:
+        """[B, K, T, S]: of what `mask` lets a query see, the keys in the blocks it chooses."""
+        blocks = self.shape.blocks
+        assert blocks is not None
+        scores = self._block_scores(query, sums, positions)
+        best = jax.nn.one_hot(self._best(scores), scores.shape[-1], dtype=bool).any(axis=-2) & (scores > -jnp.inf)
+        best |= jnp.arange(scores.shape[-1]) == positions[:, None] // blocks.size
+        key_positions = positions if key_positions is None else key_positions
+        return mask_TS & jnp.take(best, jnp.maximum(key_positions, 0) // blocks.size, axis=-1)
 
 
 def rotate(x_BTHD: jax.Array, positions_T: jax.Array, theta: float = 10_000.0) -> jax.Array:
@@ -156,15 +325,13 @@ def rotate(x_BTHD: jax.Array, positions_T: jax.Array, theta: float = 10_000.0) -
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x_BTHD.dtype)
 
 
-def _newest_in_slot(slot: jax.Array, newest: jax.Array, slots: int) -> jax.Array:
-    """The position a slot holds once position `newest` is written; negative where nothing is."""
-    return newest - (newest - slot) % slots
-
-
-def _attend(
-    query_BTHD: jax.Array, key_BSKD: jax.Array, value_BSKD: jax.Array, mask_TS: jax.Array, lowering: str
+def attend(
+    query_BTHD: jax.Array, key_BSKD: jax.Array, value_BSKE: jax.Array, mask: jax.Array, lowering: str
 ) -> jax.Array:
-    """Grouped softmax attention; the softmax runs in at least float32."""
+    """Grouped softmax attention, [B, T, H, E]; the softmax runs in at least float32.
+
+    `mask` is [T, S], or [B, K, T, S] where it differs by sequence and head.
+    """
     batch, tokens, heads, head_dim = query_BTHD.shape
     kv_heads = key_BSKD.shape[2]
     query = query_BTHD.reshape(batch, tokens, kv_heads, heads // kv_heads, head_dim)
@@ -174,12 +341,12 @@ def _attend(
         scores = multiply_reduce("btkgd,bskd->btkgs", query, key_BSKD)
     else:
         scores = jnp.einsum("btkgd,bskd->btkgs", query, key_BSKD, preferred_element_type=dtype)
-    scores = jnp.where(mask_TS[None, :, None, None, :], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1)
+    seen = mask[None, :, None, None, :] if mask.ndim == 2 else mask.transpose(0, 2, 1, 3)[:, :, :, None, :]
+    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
     if lowering == "multiply_reduce":
-        out = multiply_reduce("btkgs,bskd->btkgd", weights, value_BSKD)
+        out = multiply_reduce("btkgs,bske->btkge", weights, value_BSKE)
     else:
         out = jnp.einsum(
-            "btkgs,bskd->btkgd", weights.astype(value_BSKD.dtype), value_BSKD, preferred_element_type=dtype
+            "btkgs,bske->btkge", weights.astype(value_BSKE.dtype), value_BSKE, preferred_element_type=dtype
         )
-    return out.reshape(batch, tokens, heads, head_dim).astype(query_BTHD.dtype)
+    return out.reshape(batch, tokens, heads, -1).astype(query_BTHD.dtype)

@@ -2,26 +2,34 @@
 which matrices it has and how they act. To add one, write `<name>.py` here and register it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import jax
 
+from cosearch.architecture.linear import Linear
 from cosearch.core.candidate import Value
 from cosearch.core.registry import Registry
 from cosearch.core.space import Knob
-
-Apply = Callable[[jax.Array], jax.Array]
 
 
 class FeedForwardShape(Protocol):
     """The sizes of one layer's feed-forward block; frozen and hashable."""
 
-    def linears(self, width: int) -> Mapping[str, tuple[int, int]]:
-        """Matrix name to (in, out) features."""
+    def linears(self, width: int) -> Mapping[str, tuple[int, ...]]:
+        """Matrix name to (in, out) features, or to (experts, in, out) of a stack."""
         ...
 
-    def __call__(self, x: jax.Array, linears: Mapping[str, Apply]) -> jax.Array:
+    @property
+    def reads_norm(self) -> tuple[str, ...]:
+        """The matrices that read the layer's normalised input, all that does."""
+        ...
+
+    def read_fraction(self, name: str, tokens: int) -> float:
+        """How much of the matrix, or stack, `name` is read for so many tokens, at most."""
+        ...
+
+    def __call__(self, x: jax.Array, linears: Mapping[str, Linear]) -> jax.Array:
         """[..., W width] to [..., W], by the matrices `linears`."""
         ...
 
@@ -31,8 +39,9 @@ class FeedForwardVariant(Protocol):
 
     knobs: Mapping[str, Knob]
 
-    def shape(self, width: int, choices: Mapping[str, Value]) -> FeedForwardShape:
-        """The shape for one layer's choices; raises Rejected where they do not fit each other."""
+    def shape(self, width: int, choices: Mapping[str, Value]) -> FeedForwardShape | None:
+        """The shape for one layer's choices, None for a block that is skipped; raises Rejected where they do not
+        fit each other."""
         ...
 
 

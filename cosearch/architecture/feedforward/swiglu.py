@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import jax
 
-from cosearch.architecture.feedforward import FEEDFORWARD, Apply
+from cosearch.architecture.feedforward import FEEDFORWARD
+from cosearch.architecture.linear import Linear
 from cosearch.core.candidate import Value
 from cosearch.core.space import Knob, integer
 
@@ -15,14 +16,18 @@ class SwiGLUShape:
     """`hidden` channels between the two halves."""
 
     hidden: int
+    reads_norm = ("gate", "up")
 
-    def linears(self, width: int) -> Mapping[str, tuple[int, int]]:
+    def linears(self, width: int) -> Mapping[str, tuple[int, ...]]:
         return {"gate": (width, self.hidden), "up": (width, self.hidden), "down": (self.hidden, width)}
+
+    def read_fraction(self, name: str, tokens: int) -> float:
+        return 1.0
 
     def with_hidden(self, hidden: int) -> "SwiGLUShape":
         return replace(self, hidden=hidden)
 
-    def __call__(self, x: jax.Array, linears: Mapping[str, Apply]) -> jax.Array:
+    def __call__(self, x: jax.Array, linears: Mapping[str, Linear]) -> jax.Array:
         return linears["down"](jax.nn.silu(linears["gate"](x)) * linears["up"](x))
 
 

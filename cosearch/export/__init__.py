@@ -1,0 +1,20 @@
+"""Serving stacks, one per file: what each can load. To add one, write `<name>.py` here and register an `Engine`.
+
+A search with `deploy=<name>` proposes only what that stack can load.
+"""
+
+from typing import Protocol
+
+from cosearch.core.candidate import Candidate
+from cosearch.core.registry import Registry
+
+
+class Engine(Protocol):
+    """A serving stack."""
+
+    def why_not(self, candidate: Candidate) -> str | None:
+        """Why the stack cannot load a candidate; None where it can. The candidate is legal in its space."""
+        ...
+
+
+ENGINES: Registry[Engine] = Registry("engine", __name__)

@@ -1,0 +1,27 @@
+"""SGLang loads the same Hugging Face folders as vLLM, without nvfp4 weights beside unrounded inputs."""
+
+from cosearch.core.candidate import Candidate
+from cosearch.export import ENGINES
+from cosearch.export.llama import why_not_formats, why_not_llama
+
+_PAIRS = frozenset(
+    {
+        ("float32", "as_is"),
+        ("bfloat16", "as_is"),
+        ("int8", "int8"),
+        ("float8_e4m3", "as_is"),
+        ("float8_e4m3", "float8_e4m3"),
+        ("int4_g32", "as_is"),
+        ("int4_g64", "as_is"),
+        ("int4_g128", "as_is"),
+    }
+)
+_CACHES = frozenset({"float32", "bfloat16", "float8_e4m3"})
+
+
+class SGLang:
+    def why_not(self, candidate: Candidate) -> str | None:
+        return why_not_llama(candidate) or why_not_formats(candidate, _PAIRS, _CACHES)
+
+
+ENGINES.register("sglang")(SGLang())

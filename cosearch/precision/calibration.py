@@ -1,0 +1,104 @@
+"""Ways to choose scales and rounded values of one matrix by more than the largest magnitude, on the host.
+
+Inputs enter as their second moment E[x x^T], [in, in]: with it, a matrix stored with an error E [in, out] makes a mean
+squared error of trace(E^T moment E) in what it computes (`output_error`).
+
+To add one, name it in `CALIBRATIONS` and in the `calibrations` of the formats that take it, and call it where models
+are packed.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cosearch.precision import Format
+from cosearch.precision.quantized import Quantized
+
+_MSE_GRID = np.linspace(1, 0.5, 51, dtype=np.float32)
+_AWQ_GRID = np.linspace(0, 1, 21)
+
+
+def output_error(error: np.ndarray, moment: np.ndarray) -> float:
+    """The mean squared error of products, summed over outputs, that errors [in, out] of a matrix make."""
+    return float(np.sum(error * (moment @ error)))
+
+
+def mse_scale(form: Quantized, weights: np.ndarray) -> np.ndarray:
+    """The scales [G, out], for `pack`, with the least squared error of each group's `weights` [in, out].
+
+    Searched among multiples of the scale by absmax from 1 to 0.5: cutting off the largest weights lets all others be
+    rounded more finely (Banner et al. 2019, arXiv:1810.05723; the search as GPTQ's code does it).
+    """
+    absmax = form.absmax_scale(weights)
+    best, least = absmax, np.full(absmax.shape, np.inf)
+    for part in _MSE_GRID:
+        off = form.unpack(form.pack(weights, "in_out", absmax * part), "in_out") - weights
+        error = np.square(off).reshape(len(absmax), -1, off.shape[1]).sum(axis=1)
+        best, least = np.where(error < least, absmax * part, best), np.minimum(error, least)
+    return best
+
+
+def gptq(
+    form: Quantized, weights: np.ndarray, moment: np.ndarray, damping: float = 0.01
+) -> tuple[np.ndarray, np.ndarray]:
+    """`weights` [in, out] rounded so that the product's error is small, and their scales [G, out], both for `pack`.
+
+    Rows are rounded one after the other, and those that follow make up for the error (Frantar et al. 2022,
+    arXiv:2210.17323); a group's scale is chosen by absmax when its first row's turn comes. `damping`, a part of
+    the mean of the moment's diagonal, is added to that.
+
+    qwix has GPTQ as well, but with a scale of absmax / (limit + 0.5) that is not rounded to what is stored, with
+    codes down to -8, and with groups' scales that do not follow the errors inside a block of 128 rows.
+    """
+    scales = form.scale
+    assert scales is not None, "the format holds no weights"
+    rows = len(weights)
+    spread = moment.astype(np.float64)
+    mean = np.diag(spread).mean()
+    spread = spread + np.eye(rows) * (damping * mean if mean > 0 else 1.0)
+    # Row i of the upper Cholesky factor of the inverse says how row i's error is made up for by the rows after it.
+    shares = np.linalg.cholesky(np.linalg.inv(spread)).T
+    left = weights.astype(np.float64)
+    rounded = np.empty_like(left)
+    group = form.group or rows
+    chosen = []
+    for start in range(0, rows, group):
+        here = slice(start, start + group)
+        absmax = abs(left[here]).max(axis=0, keepdims=True).astype(np.float32)
+        # As it will be stored, for `pack` to find the same codes.
+        scale = scales.load(scales.store(scales.choose(absmax, form.code.limit)), np.float64)[0]
+        step = np.where(scale > 0, scale, 1)
+        for row in range(start, start + group):
+            codes = form.code.encode(np.where(scale > 0, left[row] / step, 0))
+            rounded[row] = form.code.decode(codes, np.float64) * scale
+            error = (left[row] - rounded[row]) / shares[row, row]
+            left[row:] -= np.outer(shares[row, row:], error)
+        chosen.append(scale)
+    return rounded.astype(np.float32), np.stack(chosen).astype(np.float32)
+
+
+def awq_scales(forms_and_weights: Sequence[tuple[Format, np.ndarray]], moment: np.ndarray) -> np.ndarray:
+    """Factors s [in], all positive, for which storing `s[:, None] * weights` and dividing by s errs least.
+
+    All the matrices [in, out] read the same input, of second moment `moment`, which is divided by s in return. Factors
+    are powers from 0 to 1 of the channels' root mean square, so that weights that meet large inputs are rounded more
+    finely (Lin et al. 2023, arXiv:2306.00978, section 3.2, which takes the mean magnitude); the error is that of the
+    products, over all matrices together. The power 0 is among them: no factors.
+
+    qwix's search is for one matrix alone, in its own scales and by the moment's diagonal only.
+    """
+    size = np.sqrt(np.diag(moment).astype(np.float64))
+    size = np.clip(size / max(size.max(), 1e-30), 1e-4, None)
+    best, least = np.ones(len(size), np.float32), np.inf
+    for power in _AWQ_GRID:
+        factors = size**power
+        factors = (factors / np.sqrt(factors.max() * factors.min())).astype(np.float32)
+        error = sum(_error_with(form, weights, factors, moment) for form, weights in forms_and_weights)
+        if error < least:
+            best, least = factors, error
+    return best
+
+
+def _error_with(form: Format, weights: np.ndarray, factors: np.ndarray, moment: np.ndarray) -> float:
+    back = form.unpack(form.pack(weights * factors[:, None], "in_out"), "in_out") / factors[:, None]
+    return output_error((back - weights).astype(np.float32), moment)

@@ -1,0 +1,208 @@
+"""From a trained model to the one that is served: pruned, recovered, calibrated, packed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cosearch import axes
+from cosearch.architecture.cache import straight_through
+from cosearch.architecture.decoder import Decoder, Params, Weights, bind, pack, plain_decoder, stored_as, unpack
+from cosearch.architecture.shape import DecoderShape
+from cosearch.core.candidate import Candidate
+from cosearch.precision import FORMATS, Precision
+from cosearch.precision.calibration import awq_scales, gptq, mse_scale
+from cosearch.precision.quantized import Quantized
+from cosearch.quality import Recipe
+from cosearch.quality.corpus import Corpus
+from cosearch.quality.statistics import moments
+from cosearch.quality.train import descend, kept, next_byte_loss, trained_weights
+from cosearch.sparsity import pattern_of
+
+Progress = Callable[[str, float], None]
+
+_COARSE_BITS = 8
+"""Weights in fewer bits than this are recovered; int8 loses nothing that a short training could give back."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is packed: weights, and the scales that a calibration chose for some of them."""
+
+    weights: Weights
+    scales: Weights
+
+    def params(self, model: Decoder) -> dict[str, np.ndarray]:
+        """As `model` stores them."""
+        return pack(model, self.weights, self.scales)
+
+
+def served(candidate: Candidate, recipe: Recipe, corpus: Corpus, cache: Path, progress: Progress) -> Served:
+    """A candidate's model as it is served; what takes training is done once and kept in `cache`.
+
+    Raises:
+        Rejected: a training diverged, or a format cannot hold the weights.
+    """
+    dense, shape = axes.dense_shape(candidate), axes.served_shape(candidate)
+    precision = Precision.of(candidate.precision)
+    parent = trained_weights(dense, recipe, corpus, cache, progress)
+    pattern, choices = pattern_of(candidate.sparsity)
+
+    def prune() -> dict[str, np.ndarray]:
+        known = moments(dense, parent, recipe, corpus) if pattern.needs_moments(choices) else {}
+        return pattern.prune(parent, dense, choices, known)
+
+    coarse = _coarse(shape, precision)
+    if recipe.recovery_steps and (candidate.sparsity.get("pattern", "dense") != "dense" or coarse):
+        what = f"{dense!r} {candidate.sparsity!r} {sorted(coarse.items())}"
+        weights = kept(
+            cache,
+            what,
+            recipe,
+            corpus,
+            lambda: recover(shape, prune(), coarse, dense, parent, recipe, corpus, progress),
+        )
+    else:
+        weights = prune()
+    return calibrate(shape, precision, weights, lambda pruned: moments(whole(shape), pruned, recipe, corpus))
+
+
+def whole(shape: DecoderShape) -> DecoderShape:
+    """The same mathematics, with matrices that are stored whole."""
+    return replace(shape, compression=None)
+
+
+def recover(
+    shape: DecoderShape,
+    weights: Weights,
+    coarse: Mapping[str, str],
+    dense: DecoderShape,
+    parent: Weights,
+    recipe: Recipe,
+    corpus: Corpus,
+    progress: Progress,
+) -> dict[str, np.ndarray]:
+    """`weights` after a short training: zeros of compressed matrices stay, gradients pass straight through the rounding
+    of matrices in `coarse` formats (path to format), and the loss is in part the divergence from the parent's
+    distribution (Hinton et al. 2015, arXiv:1503.02531).
+    """
+    model, teacher = plain_decoder(whole(shape)), plain_decoder(dense)
+    teacher_params = {path: jnp.asarray(array) for path, array in pack(teacher, parent).items()}
+    start = pack(model, weights)
+    matrices = {
+        path: _stored_path(model, path)
+        for path in whole(shape).linears()
+        if shape.compression_of(path) or path in coarse
+    }
+    masks = {stored: start[stored] != 0 for path, stored in matrices.items() if shape.compression_of(path) is not None}
+    rounded = {stored: FORMATS[coarse[path]] for path, stored in matrices.items() if path in coarse}
+
+    def as_served(params: Params) -> dict[str, jax.Array]:
+        params = dict(params)
+        for path, mask in masks.items():
+            params[path] = params[path] * mask
+        for path, form in rounded.items():
+            matrix = params[path]
+            flat = matrix.reshape(-1, *matrix.shape[-2:])
+            again = jax.vmap(lambda one, form=form: form.dequantize(form.pack(one, "in_out"), "in_out", jnp.float32))
+            params[path] = straight_through(matrix, again(flat).reshape(matrix.shape))
+        return params
+
+    def loss(params: Params, inputs: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
+        logits = bind(model, as_served(params)).score(inputs)
+        own = next_byte_loss(logits, labels, weights)
+        if not recipe.distillation:
+            return own
+        wanted = jax.nn.log_softmax(jax.lax.stop_gradient(bind(teacher, teacher_params).score(inputs)))
+        divergence = jnp.sum(jnp.exp(wanted) * (wanted - jax.nn.log_softmax(logits)), axis=-1)
+        divergence = jnp.sum(divergence * weights) / jnp.sum(weights)
+        return recipe.distillation * divergence + (1 - recipe.distillation) * own
+
+    params = descend(
+        loss,
+        start,
+        recipe,
+        recipe.recovery_steps,
+        recipe.recovery_rate,
+        corpus,
+        lambda text, part: progress(f"recovering, {text}", part),
+    )
+    for path, mask in masks.items():
+        params[path] = params[path] * mask
+    return {path: array.astype(np.float32) for path, array in unpack(model, params).items()}
+
+
+def calibrate(
+    shape: DecoderShape, precision: Precision, weights: Weights, observe: Callable[[Weights], Weights]
+) -> Served:
+    """Choose what is stored of `weights` by the precision's calibration; `observe` gives the moments of weights.
+
+    AWQ scales the inputs that come from a norm, whose own scales take up the inverse. GPTQ and the search for the least
+    squared error are for each matrix alone. A matrix whose format leaves nothing to choose stays as it is.
+    """
+    method = precision.calibration
+    chosen = {
+        path: sizes
+        for path, sizes in shape.linears().items()
+        if method != "absmax" and method in FORMATS[precision.weight_format(path)].calibrations
+    }
+    new, scales = dict(weights), {}
+    if method == "awq":
+        _scale_inputs(shape, precision, new, observe(weights), chosen)
+    elif chosen:
+        known = observe(weights) if method == "gptq" else {}
+        for path in chosen:
+            storage, each = stored_as(shape, precision, path), []
+            form = storage.form
+            assert isinstance(form, Quantized), f"{storage.format} has no scales that {method} could choose"
+            stack = new[path].reshape(-1, *new[path].shape[-2:])
+            for index, matrix in enumerate(stack):
+                if method == "mse":
+                    compressed = (
+                        matrix if storage.compression is None else storage.compression.compress(matrix, "in_out")[0]
+                    )
+                    each.append((matrix, mse_scale(form, compressed)))
+                else:
+                    moment = known[path].reshape(-1, *known[path].shape[-2:])[index]
+                    each.append(gptq(form, matrix, moment))
+            new[path] = np.stack([matrix for matrix, _ in each]).reshape(new[path].shape)
+            scales[path] = np.stack([scale for _, scale in each]) if new[path].ndim > 2 else each[0][1]
+    return Served(new, scales)
+
+
+def _scale_inputs(
+    shape: DecoderShape,
+    precision: Precision,
+    weights: dict[str, np.ndarray],
+    known: Weights,
+    chosen: Mapping[str, object],
+) -> None:
+    """AWQ on each normalised input: multiply the rows of the matrices that read it, divide the norm's scales."""
+    for index, layer in enumerate(shape.layers):
+        for block, one in layer.blocks():
+            paths = [f"layers.{index}.{block}.{name}" for name in one.reads_norm]
+            readers = [path for path in paths if path in chosen and weights[path].ndim == 2]
+            if not readers:
+                continue
+            matrices = [(FORMATS[precision.weight_format(path)], weights[path]) for path in readers]
+            factors = awq_scales(matrices, known[readers[0]])
+            for path in paths:
+                weights[path] = (weights[path] * factors[:, None]).astype(np.float32)
+            norm = f"layers.{index}.{block}_norm"
+            weights[norm] = (weights[norm] / factors).astype(np.float32)
+
+
+def _coarse(shape: DecoderShape, precision: Precision) -> dict[str, str]:
+    """Path to format of the matrices that are stored in few bits."""
+    formats = {path: precision.weight_format(path) for path in shape.linears()}
+    return {path: name for path, name in formats.items() if FORMATS[name].bits_per_weight(4096, 4096) < _COARSE_BITS}
+
+
+def _stored_path(model: Decoder, path: str) -> str:
+    """Where a float32 `model` keeps the matrix at `path`."""
+    if model.scanned and path.startswith("layers."):
+        return "layers." + path.split(".", 2)[2] + ".values"
+    return f"{path}.values"

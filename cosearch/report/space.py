@@ -1,0 +1,40 @@
+"""What a search space holds, on the console: how large it is, how much of it is legal, and what is not, and why."""
+
+import random
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+
+from cosearch import axes
+from cosearch.core.candidate import AXES
+from cosearch.core.space import Survey
+
+
+def describe(name: str, target: str, deploy: str | None, draws: int, seed: int) -> None:
+    """Print the size of a space, the count of its candidates by `draws` points, what refuses the rest, and an example.
+
+    Raises:
+        UserError: the space, target or serving stack is unknown, or no legal point was drawn.
+    """
+    space = axes.load_space(name, target=target, deploy=deploy)
+    rng, survey = random.Random(seed), Survey()
+    console = Console(soft_wrap=True, highlight=False)
+    for _ in track(range(draws), "drawing points", console=Console(stderr=True), transient=True):
+        survey.add(space, space.draw(rng))
+    varied = {knob: values for knob, values in space.knobs.items() if len(values) > 1}
+    console.print(f"[bold]{escape(space.name)}[/] for {target}" + (f", to be loaded by {deploy}" if deploy else ""))
+    for axis in AXES:
+        own = [f"{knob.partition('.')[2]} {len(v)}" for knob, v in varied.items() if knob.startswith(f"{axis}.")]
+        console.print(f"  {axis:13} {', '.join(own) or '-'}")
+    console.print(f"{space.size:.3g} points: all combinations of the values of {len(varied)} knobs")
+    console.print(f"{survey.legal / survey.drawn:.1%} of {survey.drawn} points drawn are legal")
+    estimate, (low, high) = survey.candidates(space)
+    console.print(f"{estimate:.2g} legal candidates that differ [{low:.2g}, {high:.2g}], estimated from these points")
+    if survey.refusals:
+        console.print("the others are refused by\n" + escape("\n".join(survey.reasons(12))))
+    example = survey.example or space.sample(rng)
+    console.print(f"an example, {example.uid}:")
+    told = {knob: list(value) if isinstance(value, tuple) else value for knob, value in example.point.items()}
+    console.print(escape(yaml.safe_dump(told, sort_keys=False, default_flow_style=None)), end="")

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+
+from cosearch.precision import FORMATS
+from cosearch.precision.calibration import awq_scales, gptq, mse_scale, output_error
+from cosearch.precision.quantized import Quantized
+
+ROWS, COLUMNS = 128, 24
+TAKE = {way: [name for name in FORMATS.names() if way in FORMATS[name].calibrations] for way in ("mse", "gptq", "awq")}
+
+
+def form_of(name: str) -> Quantized:
+    form = FORMATS[name]
+    assert isinstance(form, Quantized)
+    return form
+
+
+def weights_of(seed: int) -> np.ndarray:
+    return (0.05 * np.random.default_rng(seed).standard_t(4, (ROWS, COLUMNS))).astype(np.float32)
+
+
+def error_of(name: str, weights: np.ndarray, stored: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
+    form = FORMATS[name]
+    return form.unpack(form.pack(stored, "out_in", scale), "out_in") - weights
+
+
+def correlated(rng: np.random.Generator) -> np.ndarray:
+    x = rng.standard_normal((1000, 20)) @ rng.standard_normal((20, ROWS)) + 0.3 * rng.standard_normal((1000, ROWS))
+    return (x.T @ x / 1000).astype(np.float32)
+
+
+def test_who_takes_what():
+    assert TAKE["mse"] == TAKE["gptq"] == ["int4_g128", "int4_g32", "int4_g64", "int8"]
+    assert TAKE["awq"] == ["float8_e4m3", *TAKE["gptq"], "mxfp4", "nvfp4"]
+
+
+@pytest.mark.parametrize("name", TAKE["mse"])
+def test_mse_is_never_worse_than_absmax_in_any_group(name: str):
+    form = form_of(name)
+    for seed in range(5):
+        weights = weights_of(seed)
+        weights[:, 3] = 0
+        scale = mse_scale(form, weights)
+        groups = len(scale)
+        squares = [
+            np.square(error_of(name, weights, weights, chosen)).reshape(groups, -1, COLUMNS).sum(axis=1)
+            for chosen in (scale, None)
+        ]
+        assert (squares[0] <= squares[1]).all()
+        assert name == "int8" or squares[0].sum() < 0.95 * squares[1].sum()
+
+
+@pytest.mark.parametrize("name", TAKE["gptq"])
+def test_gptq_errs_less_in_what_is_computed(name: str):
+    form, rng = form_of(name), np.random.default_rng(7)
+    weights, moment = weights_of(1), correlated(rng)
+    weights[:, 3] = 0
+    rounded, scale = gptq(form, weights, moment)
+    error = error_of(name, weights, rounded, scale)
+    np.testing.assert_allclose(error, rounded.astype(np.float64) - weights, atol=1e-6)
+    assert output_error(error, moment) < 0.7 * output_error(error_of(name, weights, weights), moment)
+
+
+def test_gptq_stores_the_very_codes_that_it_chose():
+    form = form_of("int4_g32")
+    rounded, scale = gptq(form, weights_of(2), correlated(np.random.default_rng(3)))
+    assert (scale == scale.astype(form.pack(rounded, "in_out")["scale"].dtype).astype(np.float32)).all()
+    codes = rounded / np.repeat(scale, 32, axis=0)
+    assert (codes == np.rint(codes)).all() and abs(codes).max() == 7
+    np.testing.assert_array_equal(form.unpack(form.pack(rounded, "in_out", scale), "in_out"), rounded)
+
+
+def test_gptq_of_inputs_that_were_never_there_rounds_to_the_nearest():
+    form, weights = form_of("int8"), weights_of(3)
+    rounded, _ = gptq(form, weights, np.zeros((ROWS, ROWS), np.float32))
+    np.testing.assert_allclose(rounded, form.unpack(form.pack(weights, "in_out"), "in_out"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", TAKE["awq"])
+def test_awq_protects_channels_of_large_inputs(name: str):
+    rng = np.random.default_rng(11)
+    sizes = np.ones(ROWS)
+    sizes[rng.choice(ROWS, 4, replace=False)] = 50
+    moment = (correlated(rng) * np.outer(sizes, sizes)).astype(np.float32)
+    form = FORMATS[name]
+    pair = [(form, weights_of(seed)) for seed in (4, 5)]
+    factors = awq_scales(pair, moment)
+    assert factors.shape == (ROWS,) and (factors > 0).all()
+
+    def both(by: np.ndarray) -> float:
+        return sum(
+            output_error(form.unpack(form.pack(w * by[:, None], "in_out"), "in_out") / by[:, None] - w, moment)
+            for _, w in pair
+        )
+
+    assert both(factors) < 0.9 * both(np.ones(ROWS, np.float32))
+
+
+def test_awq_leaves_equal_inputs_alone():
+    factors = awq_scales([(FORMATS["int4_g32"], weights_of(6))], np.eye(ROWS, dtype=np.float32))
+    np.testing.assert_array_equal(factors, np.ones(ROWS))
