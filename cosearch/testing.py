@@ -79,9 +79,15 @@ def check_attention(name: str, choices: Mapping[str, Value] = _NONE) -> None:
     """Check the attention variant `name` in a small decoder.
 
     `choices` are for knobs whose defaults do not fit a width of 64. Teacher forcing, prefill in padded chunks and
-    single steps must give the same logits, whatever the schedule; what is declared must be what is there.
+    single steps must give the same logits, whatever the schedule; what is declared must be what is there. A variant
+    that cannot stand alone stands above a layer of `mha`.
     """
-    shape = _small_shape(ATTENTION, name, {"attention": name, **choices})
+    try:
+        DecoderShape.of(Choices({**_SMALL, "attention": name, **choices}))
+        layers: Value = name
+    except Rejected:
+        layers = ("mha", name)
+    shape = _small_shape(ATTENTION, name, {"attention": layers, **choices})
     scores = [_check_decoding(shape, case) for case in _CASES]
     _close(scores[1], scores[0], _CASES[0].tolerance, "layers unrolled and in other layouts give what one loop gives")
     _check_gradients(shape)

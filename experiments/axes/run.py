@@ -249,7 +249,7 @@ def main() -> None:
 def markdown(table: Sequence[Mapping[str, Any]]) -> str:
     """The rows by axis; latency is the better of two lowerings', over the reference's of the same round."""
     lines = [
-        "| | stored weights | weights, KiB | cache, bytes a token | bits/byte | recall | decode, µs | of reference | lowering |",
+        "| | weights | KiB | cache, bytes a token | bits/byte | recall | decode, µs | of reference | by |",
         "|---|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     axis = ""

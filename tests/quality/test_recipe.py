@@ -17,7 +17,7 @@ def test_a_recipe_survives_json():
         ({"step": 20}, "quality: unknown key 'step'; did you mean 'steps'? Allowed: steps, "),
         ({"steps": 0}, "quality.steps: 0 is not a number above"),
         ({"steps": -10}, "quality.steps: -10"),
-        ({"steps": 15}, "quality.steps: 15 is no multiple of 10"),
+        ({"steps": 15}, "quality.steps: 15 is not a multiple of 10"),
         ({"steps": 20.0}, "quality.steps: 20.0"),
         ({"steps": True}, "quality.steps: True"),
         ({"steps": "20"}, "quality.steps: '20'"),
