@@ -35,6 +35,7 @@ def refused(capsys: Capture, *arguments: str) -> str:
         ("quality=long", ["quality/long", "minimal", "short"]),
         ("target=tpu9", ["target: unknown value 'tpu9'", "Allowed: cpu"]),
         ("target=7", ["target: unknown value 7", "Allowed: cpu"]),
+        ("deploy=vlm", ["deploy: unknown value 'vlm'; did you mean 'vllm'?", "Allowed: llama_cpp, sglang, vllm"]),
         ("proposer.name=nope", ["proposer.name: unknown value 'nope'", "Allowed: nevergrad, random, surrogate"]),
         ("quality.steps=15", ["quality.steps: 15 is not a multiple of 10"]),
         ("+quality.epochs=3", ["quality: unknown key 'epochs'", "Allowed: steps"]),

@@ -11,7 +11,7 @@ import numpy as np
 from cosearch import axes
 from cosearch.architecture.cache import straight_through
 from cosearch.architecture.decoder import Decoder, Params, Weights, bind, pack, plain_decoder, stored_as, unpack
-from cosearch.architecture.shape import DecoderShape
+from cosearch.architecture.shape import EMBEDDING, DecoderShape
 from cosearch.core.candidate import Candidate
 from cosearch.precision import FORMATS, Precision
 from cosearch.precision.calibration import awq_scales, gptq, mse_scale
@@ -141,13 +141,16 @@ def calibrate(
     """Choose what is stored of `weights` by the precision's calibration; `observe` gives the moments of weights.
 
     AWQ scales the inputs that come from a norm, whose own scales take up the inverse. GPTQ and the search for the least
-    squared error are for each matrix alone. A matrix whose format leaves nothing to choose stays as it is.
+    squared error are for each matrix alone; GPTQ leaves the embedding out, whose columns are also read one by one and
+    whose errors there no other column can make up for. A matrix whose format leaves nothing to choose stays as it is.
     """
     method = precision.calibration
     chosen = {
         path: sizes
         for path, sizes in shape.linears().items()
-        if method != "absmax" and method in FORMATS[precision.weight_format(path)].calibrations
+        if method != "absmax"
+        and method in FORMATS[precision.weight_format(path)].calibrations
+        and (method, path) != ("gptq", EMBEDDING)
     }
     new, scales = dict(weights), {}
     if method == "awq":
