@@ -9,7 +9,7 @@ from cosearch import precision, schedule, sparsity
 from cosearch.architecture import shape as architecture
 from cosearch.architecture.decoder import Decoder, scannable, why_not
 from cosearch.architecture.shape import DecoderShape
-from cosearch.core.candidate import Candidate, Choices, Point
+from cosearch.core.candidate import Candidate, Choices, Point, Value
 from cosearch.core.errors import Rejected, UserError
 from cosearch.core.registry import did_you_mean
 from cosearch.core.space import Knob, Rule, Space
@@ -114,9 +114,11 @@ def load_space(
     rules = list(RULES)
     if target is not None:
         rules.append(_rule(f"{target} runs it", TARGETS[target].why_not))
+    only: Mapping[str, frozenset[Value]] = {}
     if deploy is not None:
+        only = ENGINES[deploy].loads
         rules.append(_rule(f"{deploy} loads it", ENGINES[deploy].why_not))
-    return Space.from_yaml(path, declared_knobs(), rules, overrides)
+    return Space.from_yaml(path, declared_knobs(), rules, overrides, only)
 
 
 def _rule(name: str, why_not: Callable[[Candidate], str | None]) -> Rule:

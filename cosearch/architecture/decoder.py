@@ -20,7 +20,7 @@ from cosearch.architecture import cache as kv
 from cosearch.architecture.linear import Linear, MatrixStorage
 from cosearch.architecture.norm import RMSNorm, Vector
 from cosearch.architecture.shape import EMBEDDING, VOCABULARY, DecoderShape, LayerShape
-from cosearch.precision import Precision
+from cosearch.precision import FORMATS, Precision
 from cosearch.schedule import Schedule
 
 Params = Mapping[str, Any]
@@ -175,8 +175,9 @@ class Decoder(nnx.Module):
 
 def stored_as(shape: DecoderShape, precision: Precision, path: str) -> MatrixStorage:
     """How the matrix at `path` is stored, whatever the schedule."""
-    compression = shape.compression_of(path)
-    return MatrixStorage(precision.weight_format(path), inputs=precision.matmul_inputs, compression=compression)
+    name = precision.weight_format(path)
+    inputs = precision.matmul_inputs if precision.matmul_inputs in FORMATS[name].inputs else "as_is"
+    return MatrixStorage(name, inputs=inputs, compression=shape.compression_of(path))
 
 
 @functools.lru_cache(4096)  # thousands of candidates are screened, over few models

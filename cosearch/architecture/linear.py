@@ -92,8 +92,6 @@ class MatrixStorage:
     def why_not(self, sizes: tuple[int, ...]) -> str | None:
         """Why a matrix of `sizes` cannot be stored and multiplied so; None where it can."""
         *_, rows, columns = sizes
-        if self.inputs != "as_is" and self.inputs not in self.form.inputs:
-            return f"inputs in {self.inputs} are not multiplied with weights in {self.format}"
         if self.compression is not None:
             if why := self.compression.why_not(rows, columns):
                 return why

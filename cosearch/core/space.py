@@ -153,8 +153,10 @@ class Space:
         declared: Mapping[str, Knob],
         rules: Sequence[Rule] = (),
         overrides: Mapping[str, Any] | None = None,
+        only: Mapping[str, frozenset[Value]] | None = None,
     ) -> "Space":
-        """Read a space; `overrides` replaces the values of some knobs.
+        """Read a space; `overrides` replaces the values of some knobs, `only` leaves out all values but these (of a
+        list by layer, all that stand in it).
 
         Raises:
             UserError: the file cannot be read, or a key, knob, value or expression in it is wrong.
@@ -178,6 +180,14 @@ class Space:
             for value in knobs[name]:
                 if why := declared[name].refusal(value):
                     raise UserError(f"{at}: {why}")
+        for name, allowed in (only or {}).items():
+            left = tuple(v for v in knobs[name] if allowed.issuperset(v if isinstance(v, tuple) else (v,)))
+            if not left:
+                raise UserError(
+                    f"{path}: knobs.{name}: none of {', '.join(map(repr, knobs[name]))} is left. "
+                    f"Allowed here: {', '.join(sorted(map(str, allowed)))}"
+                )
+            knobs[name] = left
 
         when: dict[str, Condition] = {}
         for name, knob in declared.items():

@@ -3,14 +3,18 @@
 A search with `deploy=<name>` proposes only what that stack can load.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
-from cosearch.core.candidate import Candidate
+from cosearch.core.candidate import Candidate, Value
 from cosearch.core.registry import Registry
 
 
 class Engine(Protocol):
     """A serving stack."""
+
+    loads: Mapping[str, frozenset[Value]]
+    """Knobs of which it loads some values only, in whatever else: the others are left out of a space."""
 
     def why_not(self, candidate: Candidate) -> str | None:
         """Why the stack cannot load a candidate; None where it can. The candidate is legal in its space."""

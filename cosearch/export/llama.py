@@ -3,12 +3,23 @@ normalised queries and keys, Qwen 3. Every layer is the same; formats may differ
 stack multiplies by as one.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from cosearch import axes
 from cosearch.architecture.attention.softmax import SoftmaxShape
+from cosearch.architecture.decoder import stored_as
 from cosearch.architecture.feedforward.swiglu import SwiGLUShape
-from cosearch.core.candidate import Candidate
+from cosearch.architecture.shape import EMBEDDING
+from cosearch.core.candidate import Candidate, Value
 from cosearch.precision import Precision
 
+_LLAMA: Mapping[str, frozenset[Value]] = {
+    "architecture.attention": frozenset({"mha", "gqa", "mqa"}),
+    "architecture.feedforward": frozenset({"swiglu"}),
+    "sparsity.pattern": frozenset({"dense", "structured"}),
+    "sparsity.attention": frozenset({"dense"}),
+}
 _MULTIPLIED_AS_ONE = (
     ("attention", ("query", "key", "value")),
     ("feedforward", ("gate", "up")),
@@ -39,14 +50,39 @@ def why_not_llama(candidate: Candidate) -> str | None:
     return None
 
 
-def why_not_formats(candidate: Candidate, pairs: frozenset[tuple[str, str]], caches: frozenset[str]) -> str | None:
-    """Why formats are not among a stack's `pairs` of weights and inputs, and `caches`; None where they are."""
-    shape, precision = axes.served_shape(candidate), Precision.of(candidate.precision)
-    for path in shape.linears():
-        pair = (precision.weight_format(path), precision.matmul_inputs)
-        if pair not in pairs:
-            known = ", ".join(f"{weights} by {inputs}" for weights, inputs in sorted(pairs))
-            return f"weights in {pair[0]} by inputs {pair[1]} are not among what it loads: {known}"
-    if (cache := precision.cache_format(0)) not in caches:
-        return f"a cache in {cache} is not among what it has: {', '.join(sorted(caches))}"
-    return None
+@dataclass(frozen=True)
+class LlamaEngine:
+    """A stack that loads Llama-like models: `pairs` of weight format and matmul inputs, caches, and formats of the tied
+    embedding. Quantised rows are stored in blocks of `block`."""
+
+    pairs: frozenset[tuple[str, str]]
+    caches: frozenset[str]
+    embeddings: frozenset[str]
+    block: int = 1
+
+    @property
+    def loads(self) -> Mapping[str, frozenset[Value]]:
+        return _LLAMA | {
+            "precision.weights": frozenset(weights for weights, _ in self.pairs),
+            "precision.matmul_inputs": frozenset(inputs for _, inputs in self.pairs),
+            "precision.kv_cache": self.caches,
+        }
+
+    def why_not(self, candidate: Candidate) -> str | None:
+        return why_not_llama(candidate) or self._why_not_formats(candidate)
+
+    def _why_not_formats(self, candidate: Candidate) -> str | None:
+        shape, precision = axes.served_shape(candidate), Precision.of(candidate.precision)
+        for path, sizes in shape.linears().items():
+            pair = (precision.weight_format(path), stored_as(shape, precision, path).inputs)
+            if path == EMBEDDING:
+                if pair[0] not in self.embeddings:
+                    return f"an embedding in {pair[0]} is not loaded; {', '.join(sorted(self.embeddings))} are"
+            elif pair not in self.pairs:
+                known = ", ".join(f"{weights} by {inputs}" for weights, inputs in sorted(self.pairs))
+                return f"weights in {pair[0]} by inputs {pair[1]} are not among what it loads: {known}"
+            if pair[0] not in ("float32", "bfloat16") and sizes[-2] % self.block:
+                return f"{path}: blocks of {self.block} do not divide {sizes[-2]} rows"
+        if (cache := precision.cache_format(0)) not in self.caches:
+            return f"a cache in {cache} is not among what it has: {', '.join(sorted(self.caches))}"
+        return None

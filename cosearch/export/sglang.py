@@ -1,8 +1,7 @@
 """SGLang loads the same Hugging Face folders as vLLM, without nvfp4 weights beside unrounded inputs."""
 
-from cosearch.core.candidate import Candidate
 from cosearch.export import ENGINES
-from cosearch.export.llama import why_not_formats, why_not_llama
+from cosearch.export.llama import LlamaEngine
 
 _PAIRS = frozenset(
     {
@@ -19,9 +18,4 @@ _PAIRS = frozenset(
 _CACHES = frozenset({"float32", "bfloat16", "float8_e4m3"})
 
 
-class SGLang:
-    def why_not(self, candidate: Candidate) -> str | None:
-        return why_not_llama(candidate) or why_not_formats(candidate, _PAIRS, _CACHES)
-
-
-ENGINES.register("sglang")(SGLang())
+ENGINES.register("sglang")(LlamaEngine(_PAIRS, _CACHES, embeddings=frozenset({"float32", "bfloat16"})))

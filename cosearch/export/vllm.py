@@ -1,9 +1,9 @@
 """vLLM loads Hugging Face folders, quantised as compressed-tensors says: int8 and float8 with and without rounded
-inputs, int4 by groups, nvfp4; its cache is in the activations' dtype or in float8."""
+inputs, int4 by groups, nvfp4; the
+embedding is not quantised. Its cache is in the activations' dtype or in float8."""
 
-from cosearch.core.candidate import Candidate
 from cosearch.export import ENGINES
-from cosearch.export.llama import why_not_formats, why_not_llama
+from cosearch.export.llama import LlamaEngine
 
 _PAIRS = frozenset(
     {
@@ -22,9 +22,4 @@ _PAIRS = frozenset(
 _CACHES = frozenset({"float32", "bfloat16", "float8_e4m3"})
 
 
-class VLLM:
-    def why_not(self, candidate: Candidate) -> str | None:
-        return why_not_llama(candidate) or why_not_formats(candidate, _PAIRS, _CACHES)
-
-
-ENGINES.register("vllm")(VLLM())
+ENGINES.register("vllm")(LlamaEngine(_PAIRS, _CACHES, embeddings=frozenset({"float32", "bfloat16"})))

@@ -147,7 +147,8 @@ class Precision:
     `weights` is that of the matrices; `rules`, each 'MATRICES=FORMAT', set another for those whose path matches, as
     'embedding=bfloat16' or 'layers.0.*=int8' do, and the last that matches holds. `kv_cache` is one format, or one for
     each layer, repeated over the depth. `activations` is the dtype of everything in between, and `matmul_inputs` what
-    the inputs of the matrix products are rounded to, by token ("as_is": nothing). `calibration` is how scales and
+    the inputs of the matrix products are rounded to, by token, where the weights' format can be multiplied with that
+    ("as_is": nothing). `calibration` is how scales and
     rounded values are chosen.
     """
 
@@ -178,6 +179,8 @@ class Precision:
             if not any(fnmatchcase(path, rule.rpartition("=")[0]) for path in formats):
                 return f"the precision rule {rule!r} matches no matrix; there are {', '.join(formats)}"
         names = sorted(set(formats.values()))
+        if self.matmul_inputs != "as_is" and not any(self.matmul_inputs in FORMATS[name].inputs for name in names):
+            return f"no weights in {', '.join(names)} are multiplied with inputs in {self.matmul_inputs}"
         if not any(self.calibration in FORMATS[name].calibrations for name in names):
             return f"calibration {self.calibration!r} has nothing to choose in weights in {', '.join(names)}"
         return None

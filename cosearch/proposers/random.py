@@ -7,8 +7,8 @@ from cosearch.core.candidate import Candidate
 from cosearch.core.trial import Trial
 from cosearch.proposers import PROPOSERS, Setting
 
-_TRIES = 1000
-"""Draws in a row that give nothing new, after which the space counts as exhausted."""
+_REPEATS, _REFUSED = 1000, 50_000
+"""Draws in a row that were there before, or that rules refuse, after which the space counts as exhausted."""
 
 
 @PROPOSERS.register("random")
@@ -24,18 +24,22 @@ class RandomProposer:
 
     def ask(self, n: int) -> Sequence[Candidate]:
         found: list[Candidate] = []
-        misses = 0
-        while len(found) < n and misses < _TRIES:
-            misses += 1
+        repeats = refused = 0
+        while len(found) < n and repeats < _REPEATS and refused < _REFUSED:
             raw = self._space.draw(self._rng)
             if (drawn := repr(raw)) in self._drawn:
+                repeats += 1
                 continue
             self._drawn.add(drawn)
             candidate = self._space.candidate(raw)
-            if candidate is not None and candidate.uid not in self._seen:
+            if candidate is None:
+                refused += 1
+            elif candidate.uid in self._seen:
+                repeats += 1
+            else:
                 self._seen.add(candidate.uid)
                 found.append(candidate)
-                misses = 0
+                repeats = refused = 0
         return found
 
     def tell(self, trials: Sequence[Trial]) -> None:

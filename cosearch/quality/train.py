@@ -1,5 +1,6 @@
 """Train an architecture once, from a fixed seed on fixed batches, and keep its weights for all later runs."""
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable
@@ -195,6 +196,7 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
+@functools.cache  # of the code that is running, whatever becomes of its files
 def _code_digest() -> str:
     package = Path(cosearch.__file__).parent
     files = sorted(

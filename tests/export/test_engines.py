@@ -10,23 +10,11 @@ from cosearch.core.candidate import Candidate, Value
 from cosearch.core.errors import UserError
 from cosearch.core.space import Space
 from cosearch.export import ENGINES
-from cosearch.testing import small_space
+from cosearch.proposers import PROPOSERS, Setting
+from cosearch.testing import small_problem, small_space
 from tests.test_third_party import install, python
 
 STACKS = ("llama_cpp", "sglang", "vllm")
-
-
-NARROW = {
-    "architecture.heads_ratio": [1.0],
-    "architecture.attention": ["mha", "gqa", "mqa", "mla", ["sliding_window", "gqa"]],
-    "architecture.feedforward": ["swiglu", "gelu"],
-    "architecture.kv_heads": [2],
-    "precision.calibration": ["absmax"],
-    "sparsity.attention": ["dense"],
-    "sparsity.layers_kept": [1.0],
-    "schedule.layers": ["unroll"],
-}
-"""Of the full space, a part in which more than one point of a hundred can be deployed."""
 
 
 @pytest.fixture(scope="module")
@@ -150,11 +138,12 @@ def test_no_stack_loads_what_a_llama_like_config_cannot_tell(
     assert ENGINES[name].why_not(chosen(space, choices)) == why
 
 
-_INT8 = {"precision.weights": "int8"}
+_WHOLE_EMBEDDING = {"precision.rules": ("embedding=bfloat16",)}
+_INT8 = {"precision.weights": "int8"} | _WHOLE_EMBEDDING
 _INT8_BY_INT8 = _INT8 | {"precision.matmul_inputs": "int8"}
-_FLOAT8 = {"precision.weights": "float8_e4m3"}
+_FLOAT8 = {"precision.weights": "float8_e4m3"} | _WHOLE_EMBEDDING
 _FLOAT8_BY_FLOAT8 = _FLOAT8 | {"precision.matmul_inputs": "float8_e4m3"}
-_INT4_BY_INT8 = {"precision.weights": "int4_g32", "precision.matmul_inputs": "int8"}
+_INT4_BY_INT8 = {"precision.weights": "int4_g32", "precision.matmul_inputs": "int8"} | _WHOLE_EMBEDDING
 _ALL, _HUGGING_FACE = frozenset(STACKS), frozenset({"sglang", "vllm"})
 
 
@@ -166,11 +155,10 @@ _ALL, _HUGGING_FACE = frozenset(STACKS), frozenset({"sglang", "vllm"})
         (_INT8_BY_INT8, _HUGGING_FACE),
         (_FLOAT8, _HUGGING_FACE),
         (_FLOAT8_BY_FLOAT8, _HUGGING_FACE),
-        ({"precision.weights": "int4_g128"}, _ALL),
+        ({"precision.weights": "int4_g128"} | _WHOLE_EMBEDDING, _ALL),
         (_INT4_BY_INT8, frozenset()),
-        ({"precision.weights": "nvfp4"}, {"vllm"}),
-        ({"precision.weights": "mxfp4"}, {"llama_cpp"}),
-        ({"precision.weights": "bfloat16", "precision.rules": ("embedding=mxfp4",)}, {"llama_cpp"}),
+        ({"precision.weights": "nvfp4"} | _WHOLE_EMBEDDING, {"vllm"}),
+        ({"precision.weights": "mxfp4"} | _WHOLE_EMBEDDING, {"llama_cpp"}),
     ],
     ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
@@ -181,9 +169,44 @@ def test_weights_and_inputs_are_loaded_as_pairs(
     why = ENGINES[name].why_not(candidate)
     assert (why is None) is (name in loaded_by), why
     if why is not None:
-        weights = "mxfp4" if "precision.rules" in choices else choices["precision.weights"]
+        weights = choices["precision.weights"]
         inputs = choices.get("precision.matmul_inputs", "as_is")
         assert why.startswith(f"weights in {weights} by inputs {inputs} are not among what it loads: bfloat16 by as_is")
+
+
+@pytest.mark.parametrize("weights", ["int8", "float8_e4m3", "int4_g128"])
+def test_hugging_face_embeddings_are_not_quantised(space: Space, weights: str):
+    for name in _HUGGING_FACE:
+        why = ENGINES[name].why_not(
+            chosen(space, {"precision.weights": "bfloat16", "precision.rules": (f"embedding={weights}",)})
+        )
+        assert why == f"an embedding in {weights} is not loaded; bfloat16, float32 are"
+
+
+def test_gguf_stores_rows_in_blocks_of_32():
+    space = small_space({"architecture.width": [48], "architecture.depth": [2], "architecture.head_dim": [16]})
+    why = ENGINES["llama_cpp"].why_not(chosen(space, {"precision.weights": "int8"}))
+    assert why == "layers.0.attention.query: blocks of 32 do not divide 48 rows"
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_values_that_a_stack_never_loads_are_left_out(name: str):
+    space = axes.load_space("llm_decode_full", target="cpu", deploy=name)
+    assert space.knobs["architecture.attention"] == ("mha", "gqa", "mqa")
+    assert space.knobs["sparsity.pattern"] == ("dense", "structured")
+    assert ("float8_e4m3" in space.knobs["precision.weights"]) is (name != "llama_cpp")
+    with pytest.raises(
+        UserError, match=r"knobs\.architecture\.attention: none of 'mla' is left\. Allowed here: gqa, mha, mqa"
+    ):
+        axes.load_space("llm_decode_full", {"architecture.attention": ["mla"]}, target="cpu", deploy=name)
+
+
+@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("proposer", ["random", "nevergrad"])
+def test_a_search_for_a_stack_has_enough_to_propose(name: str, proposer: str):
+    space = axes.load_space("llm_decode_full", target="cpu", deploy=name)
+    found = PROPOSERS[proposer](Setting(space, small_problem(), 0, {})).ask(20)
+    assert len(found) == 20 and all(ENGINES[name].why_not(candidate) is None for candidate in found)
 
 
 @pytest.mark.parametrize("name", STACKS)
@@ -206,9 +229,8 @@ def test_a_cache_is_in_a_format_that_the_stack_has(space: Space, name: str, cach
 @pytest.mark.parametrize("name", STACKS)
 def test_a_space_to_be_deployed_holds_only_what_is_loaded(name: str):
     space = axes.load_space("llm_decode_full", target="cpu", deploy=name)
-    narrow = axes.load_space("llm_decode_full", NARROW, target="cpu", deploy=name)
     rng = random.Random(0)
-    drawn = [narrow.sample(rng) for _ in range(30)]
+    drawn = [space.sample(rng) for _ in range(30)]
     assert len({candidate.uid for candidate in drawn}) == 30
     for candidate in (space.reference, *drawn):
         assert ENGINES[name].why_not(candidate) is None
@@ -234,6 +256,8 @@ from cosearch.export import ENGINES
 
 
 class OneLayer:
+    loads = {}
+
     def why_not(self, candidate):
         return None if candidate.architecture["depth"] == 1 else "it has room for one layer"
 

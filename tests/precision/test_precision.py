@@ -105,15 +105,7 @@ _SCAN = "rule 'scan needs equal layers': schedule.layers='scan' runs one loop ov
         ),
         (
             {"precision.weights": "mxfp4", "precision.matmul_inputs": "int8"},
-            f"{_FORMATS}layers.0.attention.query: inputs in int8 are not multiplied with weights in mxfp4",
-        ),
-        (
-            {
-                "precision.weights": "int8",
-                "precision.rules": ("embedding=bfloat16",),
-                "precision.matmul_inputs": "int8",
-            },
-            f"{_FORMATS}embedding: inputs in int8 are not multiplied with weights in bfloat16",
+            f"{_FORMATS}no weights in mxfp4 are multiplied with inputs in int8",
         ),
         (
             {"precision.weights": "int4_g128"},
@@ -152,6 +144,7 @@ def test_formats_that_do_not_fit_are_refused(space: Space, choices: dict[str, Va
         {"precision.weights": "mxfp4", "precision.rules": ("embedding=int8",), "precision.calibration": "gptq"},
         {"precision.weights": "int8", "precision.calibration": "mse", "sparsity.pattern": "n_m"},
         {"precision.weights": "int4_g64", "precision.rules": ("embedding=int8",), "precision.matmul_inputs": "int8"},
+        {"precision.weights": "int8", "precision.rules": ("embedding=bfloat16",), "precision.matmul_inputs": "int8"},
         {"precision.rules": ("layers.0.*=int8",), "schedule.layers": "unroll"},
         {"precision.rules": ("layers.*=int8", "embedding=bfloat16")},
         {"precision.kv_cache": ("int8", "int4"), "schedule.layers": "unroll"},
