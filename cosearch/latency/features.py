@@ -109,7 +109,7 @@ def physical(work: Work) -> list[float]:
 
 @dataclass(frozen=True)
 class ChoiceEncoding:
-    """Choices as features: numbers as the logarithm of their value, names as one feature each."""
+    """Choices as features: numbers as the logarithm of their value and 1 (which may be 0), names as one feature each."""
 
     knobs: dict[str, tuple[Value, ...]]
 
@@ -129,7 +129,7 @@ class ChoiceEncoding:
         for name, values in self.knobs.items():
             value = point.get(name)
             if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-                features.append(float(np.log(value)) if isinstance(value, int | float) else 0.0)
+                features.append(float(np.log1p(value)) if isinstance(value, int | float) else 0.0)
             else:
                 features += [float(value == v) for v in values]
         return features

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import yaml
 from rich.progress import track
@@ -41,8 +42,6 @@ CONTEXT = 1024
 ROUNDS = 60
 TIMED_TOGETHER = 12
 """Rows that are timed side by side, the reference among them each time."""
-
-_LONG = {"architecture.window": 64}
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def rows() -> list[Row]:
 def candidate(space: Space, row: Row, **schedule: Value) -> Candidate:
     """The candidate of a row, unrolled and otherwise plain unless `schedule` says more; checked to be legal."""
     declared = axes.declared_knobs()
-    point = {name: knob.default for name, knob in declared.items()} | dict(space.reference.point)
+    point = {name: knob.default for name, knob in declared.items()} | axes.load_space("llm_decode").reference.point
     point |= {"schedule.layers": "unroll"} | dict(row.choices)
     point |= {f"schedule.{name}": value for name, value in schedule.items()}
     canonical = space.canonical(point)
@@ -160,7 +159,7 @@ def quality(one: Candidate, row: Row, recipe: Recipe, text: corpus.Corpus) -> di
     }
 
     def cache_bytes(capacity: int) -> int:
-        return sum(array.nbytes for layer in _leaves(zeros(model.cache_spec(1, capacity))) for array in [layer])
+        return sum(array.nbytes for array in jax.tree.leaves(zeros(model.cache_spec(1, capacity))))
 
     bits = scores["bits_per_byte"]
     return {
@@ -172,14 +171,6 @@ def quality(one: Candidate, row: Row, recipe: Recipe, text: corpus.Corpus) -> di
         "bits_per_byte_error": float(np.std(bits) / len(bits) ** 0.5),
         "recall_accuracy": float(np.mean(scores["recall_accuracy"])),
     }
-
-
-def _leaves(tree: Any) -> list[Any]:
-    if isinstance(tree, Mapping):
-        return [leaf for value in tree.values() for leaf in _leaves(value)]
-    if isinstance(tree, list):
-        return [leaf for value in tree for leaf in _leaves(value)]
-    return [tree]
 
 
 def latencies(space: Space, group: Sequence[Row]) -> list[dict[str, Any]]:
@@ -216,10 +207,10 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only write the table of what is done")
     parser.add_argument("--only", default="", help="only rows whose name holds this")
     options = parser.parse_args()
-    done = {(one["row"]): one for one in map(json.loads, RESULTS.read_text().splitlines())} if RESULTS.is_file() else {}
+    done = {one["row"]: one for one in map(json.loads, RESULTS.read_text().splitlines())} if RESULTS.is_file() else {}
     if not options.report:
         recipe = Recipe.from_json(yaml.safe_load((CONF / "quality" / f"{options.recipe}.yaml").read_text()))
-        space, text = axes.load_space("llm_decode", target="cpu"), corpus.load("python")
+        space, text = axes.load_space("llm_decode_full", target="cpu"), corpus.load("python")
         wanted = [row for row in rows() if options.only in row.name and row.name not in done]
         candidates = {row.name: candidate(space, row) for row in wanted}
         scores = {}
