@@ -109,7 +109,7 @@ def physical(work: Work) -> list[float]:
 
 @dataclass(frozen=True)
 class ChoiceEncoding:
-    """Choices as features: numbers as the logarithm of their value and 1 (which may be 0), names as one feature each."""
+    """Choices as features: numbers, which may be 0, as the logarithm of 1 more; names as one feature each."""
 
     knobs: dict[str, tuple[Value, ...]]
 

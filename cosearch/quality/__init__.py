@@ -6,7 +6,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from cosearch.core.errors import UserError
@@ -37,6 +37,11 @@ class Recipe:
     evaluated_windows: int = 64
     evaluated_recalls: int = 16
     seed: int = 0
+
+    @property
+    def unrecovered(self) -> "Recipe":
+        """The same without recovery: what a training from random weights depends on."""
+        return replace(self, recovery_steps=0, recovery_rate=Recipe.recovery_rate, distillation=Recipe.distillation)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

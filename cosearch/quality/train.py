@@ -37,7 +37,7 @@ def trained_weights(
     Raises:
         Rejected: the training diverged.
     """
-    return kept(cache, repr(shape), recipe, corpus, lambda: train(shape, recipe, corpus, progress))
+    return kept(cache, repr(shape), recipe.unrecovered, corpus, lambda: train(shape, recipe, corpus, progress))
 
 
 def kept(

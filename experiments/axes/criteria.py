@@ -49,7 +49,7 @@ def main() -> None:
     results = []
     for seed in track(SEEDS, "training and pruning"):
         # The same text is held out and evaluated for every seed; what differs is the start and the order of training.
-        own = replace(recipe, recovery_steps=0, seed=seed)
+        own = replace(recipe, seed=seed)
         dense = bits_per_byte(reference, own, text)
         for pattern, criterion in product(PATTERNS, CRITERIA):
             if criterion == "sparsegpt" and pattern not in SINGLE_WEIGHTS:

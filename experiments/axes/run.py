@@ -10,7 +10,7 @@ timings run for real; README.md says what the columns are and why the figures th
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ def candidate(space: Space, row: Row, **schedule: Value) -> Candidate:
 
 def quality(one: Candidate, row: Row, recipe: Recipe, text: corpus.Corpus) -> dict[str, Any]:
     """What is stored, and how good it is."""
-    recipe = recipe if row.recovered else replace(recipe, recovery_steps=0)
+    recipe = recipe if row.recovered else recipe.unrecovered
     shape, precision = axes.served_shape(one), Precision.of(one.precision)
     model = plain_decoder(shape, precision)
     arrays = served(one, recipe, text, cache_dir(), lambda *_: None).params(model)
@@ -203,7 +203,7 @@ def latencies(space: Space, group: Sequence[Row]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="short", help="a file of conf/quality")
+    parser.add_argument("--recipe", default="recovered", help="a file of conf/quality")
     parser.add_argument("--report", action="store_true", help="only write the table of what is done")
     parser.add_argument("--only", default="", help="only rows whose name holds this")
     options = parser.parse_args()
