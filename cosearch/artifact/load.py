@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
 from jax import export
-from safetensors.numpy import load_file
+from safetensors import deserialize
 
 from cosearch.artifact import MANIFEST, VERSION, WEIGHTS
 from cosearch.core.errors import UserError
@@ -30,6 +32,15 @@ _KINDS = {
     "prefill_chunk": int,
 }
 """What loading and generating reads of a manifest."""
+_DTYPES = {
+    "F32": np.float32,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "U16": np.uint16,
+}
+"""What parts of packed matrices are made of, as safetensors names it."""
 _FILES = {WEIGHTS} | {f"{phase}.{kind}" for phase in ("prefill", "decode") for kind in ("executable", "stablehlo")}
 
 Run = Callable[..., tuple[jax.Array, ...]]
@@ -91,7 +102,7 @@ def load(folder: Path) -> Artifact:
         UserError: this is no intact artifact, or it cannot be compiled here.
     """
     manifest = read_manifest(folder)
-    stored = load_file(folder / WEIGHTS)
+    stored = _read_weights(folder / WEIGHTS)
     if missing := [path for path in manifest["params"] if path not in stored]:
         raise UserError(f"artifact={folder}: {MANIFEST}: 'params' names {missing[0]!r}, which {WEIGHTS} has not")
     params = [jax.device_put(stored[path]) for path in manifest["params"]]
@@ -105,6 +116,14 @@ def load(folder: Path) -> Artifact:
     prepare = _compile if differing else _deserialize
     run = {phase: prepare(folder, phase, manifest) for phase in ("prefill", "decode")}
     return Artifact(folder, manifest, params, run, "; ".join(differing) or None)
+
+
+def _read_weights(path: Path) -> dict[str, np.ndarray]:
+    # `safetensors.numpy` 0.8 saves float8 and cannot load it.
+    return {
+        name: np.frombuffer(part["data"], _DTYPES[part["dtype"]]).reshape(part["shape"])
+        for name, part in deserialize(path.read_bytes())
+    }
 
 
 def _deserialize(folder: Path, phase: str, manifest: dict[str, Any]) -> Run:

@@ -52,7 +52,7 @@ class Expression:
 
     text: str
     where: str = ""
-    _tree: ast.expr = field(init=False, repr=False, compare=False)
+    _read: Callable[[Mapping[str, Any]], Any] = field(init=False, repr=False, compare=False)
     names: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -60,11 +60,12 @@ class Expression:
             names: set[str] = set()
             tree = ast.parse(self.text.strip(), mode="eval").body
             self._check(tree, names)
+            read = _reader(tree)
         except (SyntaxError, ValueError) as error:
             raise UserError(f"{self._at()}: {error.args[0]}") from None
         except (RecursionError, MemoryError):
             raise UserError(f"{self._at()[:200]}: too long or too deeply nested") from None
-        object.__setattr__(self, "_tree", tree)
+        object.__setattr__(self, "_read", read)
         object.__setattr__(self, "names", frozenset(names))
 
     def __call__(self, values: Mapping[str, Any]) -> Any:
@@ -74,7 +75,7 @@ class Expression:
             UserError: a value is of a type or size that the operation cannot take.
         """
         try:
-            return _evaluate(self._tree, values)
+            return self._read(values)
         except (TypeError, ArithmeticError) as error:
             read = ", ".join(f"{name}={values[name]!r}" for name in sorted(self.names))
             raise UserError(f"{self._at()}: {error} (with {read})") from None
@@ -121,30 +122,49 @@ def _dotted(node: ast.expr) -> str | None:
     return None
 
 
-def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
+def _reader(node: ast.expr) -> Callable[[Mapping[str, Any]], Any]:
+    """A function that evaluates `node`: a space asks thousands of times, so the tree is walked once."""
     match node:
         case ast.Constant(value=value):
-            return value
+            return lambda values: value
         case ast.Name() | ast.Attribute():
-            return values[_dotted(node) or ""]
+            name = _dotted(node) or ""
+            return lambda values: values[name]
         case ast.BinOp(left=left, op=op, right=right):
-            return _BINARY[type(op)](_evaluate(left, values), _evaluate(right, values))
+            binary, first, second = _BINARY[type(op)], _reader(left), _reader(right)
+            return lambda values: binary(first(values), second(values))
         case ast.Compare(left=left, ops=ops, comparators=comparators):
-            a = _evaluate(left, values)
-            for op, comparator in zip(ops, comparators, strict=True):
-                b = _evaluate(comparator, values)
-                if not _COMPARE[type(op)](a, b):
-                    return False
-                a = b
-            return True
-        case ast.BoolOp(op=ast.And(), values=parts):
-            return all(_evaluate(part, values) for part in parts)
-        case ast.BoolOp(values=parts):
-            return any(_evaluate(part, values) for part in parts)
+            return _comparison(
+                _reader(left), [(_COMPARE[type(op)], _reader(b)) for op, b in zip(ops, comparators, strict=True)]
+            )
+        case ast.BoolOp(op=op, values=parts):
+            some, readers = isinstance(op, ast.Or), [_reader(part) for part in parts]
+            return lambda values: (any if some else all)(reader(values) for reader in readers)
         case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return not _evaluate(operand, values)
+            negated = _reader(operand)
+            return lambda values: not negated(values)
         case ast.UnaryOp(operand=operand):
-            return -_evaluate(operand, values)
+            positive = _reader(operand)
+            return lambda values: -positive(values)
         case ast.List(elts=parts) | ast.Tuple(elts=parts):
-            return [_evaluate(part, values) for part in parts]
+            items = [_reader(part) for part in parts]
+            return lambda values: [item(values) for item in items]
     raise AssertionError(f"{ast.dump(node)} passed the check of its expression")
+
+
+def _comparison(
+    first: Callable[[Mapping[str, Any]], Any],
+    others: list[tuple[Callable[[Any, Any], bool], Callable[[Mapping[str, Any]], Any]]],
+) -> Callable[[Mapping[str, Any]], bool]:
+    """Of a chain such as 1 < a <= 2, each with the next."""
+
+    def holds(values: Mapping[str, Any]) -> bool:
+        a = first(values)
+        for compare, other in others:
+            b = other(values)
+            if not compare(a, b):
+                return False
+            a = b
+        return True
+
+    return holds

@@ -1,12 +1,14 @@
 """Screen thousands of proposals by what a surrogate expects of them, and measure only the most promising.
 
-Another proposer supplies the proposals, and one-knob neighbours of the front join them. The surrogate is the learned
-latency and quality models. What counts is the expected gain of hypervolume under the models' uncertainty, over draws
-from it, for each second that the candidate will cost: a new architecture must be trained, a known one in a new format
-or schedule need not.
+Another proposer supplies the proposals; one-knob neighbours of the front join them, and crosses, which take some axes
+of a proposal and the rest of a point on the front: what made one architecture fast is tried on the next. The surrogate
+is the learned latency and quality models. What counts is the expected gain of hypervolume under the models'
+uncertainty, over draws from it, for each second that the candidate will cost: a new architecture must be trained, a
+known one in a new format or schedule need not.
 
 The first candidates are a fixed design that depends on the seed alone: few architectures, so that few trainings
-teach the most, crossed with many formats, patterns and schedules.
+teach the most, crossed with many formats, patterns and schedules. Each of these axes is the reference's as often as
+not, so that what one does is seen apart from the others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,7 @@ import numpy as np
 
 from cosearch import axes
 from cosearch.core import pareto
-from cosearch.core.candidate import Candidate
+from cosearch.core.candidate import AXES, Candidate
 from cosearch.core.metric import Metrics, predicted
 from cosearch.core.problem import LOSS_LIMIT
 from cosearch.core.trial import Trial
@@ -42,7 +44,7 @@ class SurrogateProposer:
     first screening, `architectures` among those."""
 
     def __init__(self, setting: Setting) -> None:
-        options = setting.read({"inner": "nevergrad", "pool": 1500, "design": 22, "architectures": 4})
+        options = setting.read({"inner": "nevergrad", "pool": 500, "design": 22, "architectures": 4})
         self._space, self._problem = setting.space, setting.problem
         self._inner = PROPOSERS[options["inner"]](replace(setting, options={}))
         self._pool = options["pool"]
@@ -94,12 +96,34 @@ class SurrogateProposer:
         for index, proposal in enumerate(proposals):
             if len(design) == count:
                 break
-            own = {name: value for name, value in proposal.point.items() if not name.startswith("architecture.")}
-            built = {f"architecture.{name}": v for name, v in first[index % len(first)].architecture.items()}
-            candidate = self._space.candidate({**own, **built})
+            built = first[index % len(first)]
+            taken = self._some(AXES[1:])
+            # A loop over the layers, as the reference has it, may not be what this architecture can be run by.
+            candidate = self._cross(self._space.reference, built, AXES[:1], proposal, taken) or self._cross(
+                self._space.reference, built, AXES[:1], proposal, AXES[1:]
+            )
             if candidate is not None and candidate.uid not in self._proposed:
                 design.setdefault(candidate.uid, candidate)
         return list(design.values())
+
+    def _some(self, from_axes: Sequence[str]) -> list[str]:
+        """Each axis as often as not."""
+        return [axis for axis in from_axes if self._rng.random() < 0.5]
+
+    def _cross(
+        self,
+        base: Candidate,
+        other: Candidate,
+        from_axes: Sequence[str],
+        third: Candidate | None = None,
+        from_third: Sequence[str] = (),
+    ) -> Candidate | None:
+        """`base` with some axes of `other`, and of a third; None where that is not legal."""
+        raw = {name: values[0] for name, values in self._space.knobs.items()} | base.point
+        for one, taken in ((other, from_axes), (third, from_third)):
+            if one is not None:
+                raw |= {name: value for name, value in one.point.items() if name.partition(".")[0] in taken}
+        return self._space.candidate(raw)
 
     def _fit(self) -> None:
         if len(self._trials) == self._fitted:
@@ -115,9 +139,14 @@ class SurrogateProposer:
         self._fit()
         finished = [trial for trial in self._trials.values() if trial.failure is None]
         front = self._front(finished)
-        self._considered |= {candidate.uid: candidate for candidate in self._inner.ask(self._pool)}
-        for trial, _ in front:
-            self._considered |= {near.uid: near for near in self._space.neighbours(trial.candidate)}
+        proposals = self._inner.ask(self._pool)
+        bases = [trial.candidate for trial, _ in front] or [self._space.reference]
+        found = [near for base in bases for near in self._space.neighbours(base)] + list(proposals)
+        for proposal in proposals:
+            base = bases[self._rng.integers(len(bases))]
+            if cross := self._cross(base, proposal, self._some(AXES)):
+                found.append(cross)
+        self._considered |= {candidate.uid: candidate for candidate in found}
         candidates = [candidate for uid, candidate in self._considered.items() if uid not in self._proposed]
         if not candidates:
             return []

@@ -20,7 +20,7 @@ from cosearch.architecture.decoder import Decoder, bind
 from cosearch.artifact import save
 from cosearch.artifact.generate import generate
 from cosearch.artifact.load import load, read_manifest
-from cosearch.core.candidate import Candidate
+from cosearch.core.candidate import Candidate, Value
 from cosearch.core.errors import Rejected, UserError
 from cosearch.core.workload import OperatingPoint, Workload
 from cosearch.measure.verify import sharp_weights
@@ -243,6 +243,36 @@ CANDIDATE = Candidate.from_point(
     {"architecture.width": 32, "architecture.depth": 1, "architecture.head_dim": 16, "architecture.ffn_ratio": 2}
 )
 WORKLOAD = Workload("tiny", (OperatingPoint("decode", 1, 32),))
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"precision.weights": "float8_e4m3", "precision.kv_cache": "float8_e4m3"},
+        {"precision.weights": "nvfp4", "precision.kv_cache": "int4"},
+        {"precision.weights": "mxfp4", "sparsity.attention": "block_topk", "sparsity.attention_block": 4},
+        {"precision.weights": "int8", "sparsity.pattern": "n_m", "precision.rules": ("embedding=bfloat16",)},
+        {"sparsity.pattern": "block", "architecture.attention": "mla", "architecture.latent": 32},
+        {"architecture.attention": "gated_delta", "architecture.feedforward": "moe"},
+    ],
+    ids=str,
+)
+def test_whatever_is_stored_is_loaded_and_continued(tmp_path: Path, choices: dict[str, Value]):
+    """The artifact writes what the model writes that is scored as a whole."""
+    point: dict[str, Value] = {"architecture.depth": 1, "architecture.head_dim": 16, "architecture.ffn_ratio": 2}
+    one = Candidate.from_point(point | {"architecture.width": 64} | choices)
+    served = Served(sharp_weights(axes.dense_shape(one), 0), {})
+    save.save_artifact(one, WORKLOAD, served, {}, tmp_path / "artifact")
+    written = generate(load(tmp_path / "artifact"), "def main(", 12).text
+    model = axes.decoder(one)
+    params = served.params(model)
+    score = jax.jit(lambda tokens: bind(model, params).score(tokens))
+    text = b"def main("
+    for _ in range(12):
+        padded = np.zeros((1, 32), np.int32)
+        padded[0, : len(text)] = list(text)
+        text += bytes([int(np.argmax(score(padded)[0, len(text) - 1]))])
+    assert written == text[len("def main(") :].decode(errors="replace")
 
 
 def test_an_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
