@@ -212,17 +212,20 @@ class SurrogateProposer:
         return losses, plausible
 
     def _seconds(self, candidates: Sequence[Candidate]) -> np.ndarray:
-        """What each will cost, from what trials cost so far; a new architecture a training besides, by its size."""
+        """What each will cost, from what trials cost so far. A new architecture also costs a training, by its size, which
+        serves as many candidates after it as trainings did so far, and is shared among them."""
         trials, trained = list(self._trials.values()), self._trained
         base = np.mean([sum(s for stage, s in t.seconds.items() if stage not in _NOT_REPEATED) for t in trials])
         again = min((trial.seconds["quality"] for trial in trials if "quality" in trial.seconds), default=0.0)
         training_s = sum(trial.seconds["quality"] for trial in trained.values())
         parameters = sum(axes.dense_shape(trial.candidate).parameters for trial in trained.values())
+        served = len(trials) / max(len(trained), 1)
+        each = training_s / max(parameters, 1) / served
         return np.array(
             [
                 base + again + 0.1
                 if candidate.key("architecture") in trained
-                else base + training_s / max(parameters, 1) * axes.dense_shape(candidate).parameters
+                else base + each * axes.dense_shape(candidate).parameters
                 for candidate in candidates
             ]
         )
