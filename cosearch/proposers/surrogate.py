@@ -212,8 +212,11 @@ class SurrogateProposer:
         return losses, plausible
 
     def _seconds(self, candidates: Sequence[Candidate]) -> np.ndarray:
-        """What each will cost, from what trials cost so far. A new architecture also costs a training, by its size, which
-        serves as many candidates after it as trainings did so far, and is shared among them."""
+        """What each will cost, from what trials cost so far.
+
+        A new architecture also costs a training, by its size. It is shared among as many candidates as trainings served
+        so far.
+        """
         trials, trained = list(self._trials.values()), self._trained
         base = np.mean([sum(s for stage, s in t.seconds.items() if stage not in _NOT_REPEATED) for t in trials])
         again = min((trial.seconds["quality"] for trial in trials if "quality" in trial.seconds), default=0.0)
