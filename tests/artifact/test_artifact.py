@@ -266,12 +266,12 @@ def test_whatever_is_stored_is_loaded_and_continued(tmp_path: Path, choices: dic
     written = generate(load(tmp_path / "artifact"), "def main(", 12).text
     model = axes.decoder(one)
     params = served.params(model)
-    score = jax.jit(lambda tokens: bind(model, params).score(tokens))
+    score = jax.jit(lambda params, tokens: bind(model, params).score(tokens))
     text = b"def main("
     for _ in range(12):
         padded = np.zeros((1, 32), np.int32)
         padded[0, : len(text)] = list(text)
-        text += bytes([int(np.argmax(score(padded)[0, len(text) - 1]))])
+        text += bytes([int(np.argmax(score(params, padded)[0, len(text) - 1]))])
     assert written == text[len("def main(") :].decode(errors="replace")
 
 
