@@ -62,7 +62,8 @@ class LlamaEngine:
 
     @property
     def loads(self) -> Mapping[str, frozenset[Value]]:
-        return _LLAMA | {
+        return {
+            **_LLAMA,
             "precision.weights": frozenset(weights for weights, _ in self.pairs),
             "precision.matmul_inputs": frozenset(inputs for _, inputs in self.pairs),
             "precision.kv_cache": self.caches,

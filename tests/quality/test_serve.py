@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -46,7 +47,7 @@ def quiet(what: str, part: float) -> None: ...
 
 def logits(shape: DecoderShape, weights: Weights) -> np.ndarray:
     model = plain_decoder(serve.whole(shape))
-    tokens = corpus.load("python").held_out[5000:5512].reshape(2, 256).astype(np.int32)
+    tokens = jnp.asarray(corpus.load("python").held_out[5000:5512].reshape(2, 256).astype(np.int32))
     return np.asarray(jax.jit(lambda p: bind(model, p).score(tokens))(pack(model, weights)))
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cosearch import axes, testing
+from cosearch import axes
 from cosearch.architecture import cache as kv
 from cosearch.architecture.attention.softmax import Blocks, SoftmaxShape
 from cosearch.architecture.decoder import Decoder, bind, pack
@@ -18,6 +18,7 @@ from cosearch.measure.verify import sharp_weights
 from cosearch.precision import Precision
 from cosearch.schedule import Schedule
 from cosearch.sparsity import served_shape
+from cosearch.testing.architecture import CASES, Case, check_decoding
 
 CAPACITY = 24
 
@@ -38,9 +39,9 @@ def score(shape: DecoderShape, tokens: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [4, 5])
-@pytest.mark.parametrize("case", testing._CASES, ids=lambda case: f"{case.dtype}-{case.schedule.cache_layout}")
-def test_scoring_prefill_and_steps_agree(case: testing._Case, size: int):
-    testing._check_decoding(sparse(size, 2, attention="gqa", kv_heads=2), case)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.dtype}-{case.schedule.cache_layout}")
+def test_scoring_prefill_and_steps_agree(case: Case, size: int):
+    check_decoding(sparse(size, 2, attention="gqa", kv_heads=2), case)
 
 
 def test_enough_blocks_are_full_attention():
@@ -53,7 +54,7 @@ def test_a_step_reads_the_chosen_blocks_only():
     shape = sparse(4, 2, depth=1)
     model = Decoder(shape, Precision(), Schedule("unroll"))
     params = {path: jnp.asarray(array) for path, array in pack(model, sharp_weights(shape, 0)).items()}
-    tokens = np.random.default_rng(1).integers(0, 256, (1, CAPACITY), dtype=np.int32)
+    tokens = jnp.asarray(np.random.default_rng(1).integers(0, 256, (1, CAPACITY), dtype=np.int32))
     cache = kv.zeros(model.cache_spec(1, CAPACITY))
     _, (layer,) = bind(model, params).prefill(cache, tokens[:, :-1], jnp.int32(0), jnp.int32(CAPACITY - 1))
     at = jnp.int32(CAPACITY - 1)
