@@ -6,6 +6,7 @@ gives the order in which their axes lie in memory. States, which are as large fo
 a sum's), are kept as they are, in at least float32.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cosearch.core.errors import Rejected
 from cosearch.precision import FORMATS, Format
 
 _ORDERS = {"bshd": (0, 1, 2, 3), "bhsd": (0, 2, 1, 3), "bhds": (0, 2, 3, 1)}
@@ -108,6 +110,16 @@ class KVCache:
     @property
     def _order(self) -> tuple[int, ...]:
         return _ORDERS[self.layout]
+
+
+@functools.cache
+def why_not(name: str, size: int) -> str | None:
+    """Why vectors of `size` numbers cannot be cached in the format `name`; None where they can."""
+    try:
+        jax.eval_shape(FORMATS[name].encode, jax.ShapeDtypeStruct((size,), jnp.float32))
+    except Rejected as rejection:
+        return str(rejection)
+    return None
 
 
 @jax.custom_jvp

@@ -18,8 +18,16 @@ from flax import nnx
 
 from cosearch.architecture import cache as kv
 from cosearch.architecture.linear import Linear, MatrixStorage
-from cosearch.architecture.norm import RMSNorm, Vector
-from cosearch.architecture.shape import EMBEDDING, VOCABULARY, DecoderShape, LayerShape
+from cosearch.architecture.norm import Vector, rms_norm
+from cosearch.architecture.shape import (
+    ABSORBED,
+    DECIDES,
+    EMBEDDING,
+    VOCABULARY,
+    WRITES_RESIDUAL,
+    DecoderShape,
+    LayerShape,
+)
 from cosearch.precision import FORMATS, Precision
 from cosearch.schedule import Schedule
 
@@ -27,9 +35,6 @@ Params = Mapping[str, Any]
 """Path to array, as a decoder with some precision and schedule stores it."""
 Weights = Mapping[str, np.ndarray]
 """Path to float32 array, one a matrix ([in, out]), stack of them or vector, however a model stores them."""
-
-WRITES_RESIDUAL = (".output", ".down", ".shared_down")
-"""The matrices whose products are added to the residual stream."""
 
 _EMBEDDING_SCALE = 10.0
 """A tied embedding must be small to give calm logits; read, it is scaled up to be heard in the residual stream."""
@@ -41,19 +46,19 @@ class Layer(nnx.Module):
     def __init__(
         self, width: int, shape: LayerShape, storage: Callable[[str], MatrixStorage], cache: kv.KVCache
     ) -> None:
-        def linears(block: str, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, nnx.Module]:
+        def linears(block: str, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Linear]:
             return {name: Linear(one, storage(f"{block}.{name}")) for name, one in sizes.items()}
 
         self.shape = shape
         if shape.attention is not None:
-            self.attention_norm = RMSNorm((width,), cache.state_dtype)
-            parts = linears("attention", shape.attention.linears(width))
-            for name, start in shape.attention.vectors().items():
-                kind = RMSNorm if name.endswith("_norm") else Vector
-                parts[name] = kind(start.shape, cache.state_dtype)
-            self.attention: Any = shape.attention.build(parts, cache)  # an AttentionModule
+            self.attention_norm = Vector((width,), cache.state_dtype)
+            vectors = {
+                name: Vector(start.shape, cache.state_dtype) for name, start in shape.attention.vectors().items()
+            }
+            matrices = linears("attention", shape.attention.linears(width))
+            self.attention = shape.attention.build({**matrices, **vectors}, cache)
         if shape.feedforward is not None:
-            self.feedforward_norm = RMSNorm((width,), cache.state_dtype)
+            self.feedforward_norm = Vector((width,), cache.state_dtype)
             self.feedforward: Any = nnx.Dict(linears("feedforward", shape.feedforward.linears(width)))
 
     def run(
@@ -61,10 +66,11 @@ class Layer(nnx.Module):
     ) -> tuple[jax.Array, Any, Any]:
         """The layer by `method` of its attention: score, prefill or decode_step."""
         if self.shape.attention is not None:
-            out, cache, shared = getattr(self.attention, method)(self.attention_norm(x), cache, shared, *positions)
+            normed = rms_norm(x, self.attention_norm())
+            out, cache, shared = getattr(self.attention, method)(normed, cache, shared, *positions)
             x = x + out
         if self.shape.feedforward is not None:
-            x = x + self.shape.feedforward(self.feedforward_norm(x), self.feedforward)
+            x = x + self.shape.feedforward(rms_norm(x, self.feedforward_norm()), self.feedforward)
         return x, cache, shared
 
 
@@ -92,7 +98,7 @@ class Decoder(nnx.Module):
             self.layers: Any = nnx.merge(graph, jax.tree.map(lambda s: _stacked(s, len(shape.layers)), spec))
         else:
             self.layers = nnx.List([self._layer(index) for index in range(len(shape.layers))])
-        self.norm = RMSNorm((shape.width,), jnp.promote_types(precision.activations, jnp.float32))
+        self.norm = Vector((shape.width,), jnp.promote_types(precision.activations, jnp.float32))
 
     def storage(self, path: str) -> MatrixStorage:
         """How the matrix at `path` is stored and multiplied."""
@@ -154,7 +160,7 @@ class Decoder(nnx.Module):
         return self.embedding.take(tokens, self.precision.activations) * _EMBEDDING_SCALE
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        return self.embedding(self.norm(x)).astype(jnp.promote_types(x.dtype, jnp.float32))
+        return self.embedding(rms_norm(x, self.norm())).astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def _layers(self, method: str, x: jax.Array, caches: Any, *positions: jax.Array) -> tuple[jax.Array, Any]:
         if self.scanned:
@@ -176,7 +182,8 @@ class Decoder(nnx.Module):
 def stored_as(shape: DecoderShape, precision: Precision, path: str) -> MatrixStorage:
     """How the matrix at `path` is stored, whatever the schedule."""
     name = precision.weight_format(path)
-    inputs = precision.matmul_inputs if precision.matmul_inputs in FORMATS[name].inputs else "as_is"
+    rounded = precision.matmul_inputs in FORMATS[name].inputs and not path.endswith(DECIDES + ABSORBED)
+    inputs = precision.matmul_inputs if rounded else "as_is"
     return MatrixStorage(name, inputs=inputs, compression=shape.compression_of(path))
 
 
@@ -187,6 +194,12 @@ def why_not(shape: DecoderShape, precision: Precision) -> str | None:
     for path, sizes in matrices.items():
         if why := stored_as(shape, precision, path).why_not(sizes):
             return f"{path}: {why}"
+    for index, layer in enumerate(shape.layers):
+        if layer.attention is not None:
+            name = precision.cache_format(index)
+            for tensor, (*_, size) in layer.attention.cache(1, 1).items():
+                if why := kv.why_not(name, size):
+                    return f"layers.{index}.attention: {name} does not hold the cached {tensor}: {why}"
     if precision.calibration == "gptq" and shape.compression is not None:
         return "calibration 'gptq' knows whole matrices only; the criterion 'sparsegpt' does for compressed ones"
     return precision.why_not(matrices)

@@ -17,15 +17,9 @@ class Vector(nnx.Module):
         return self.scale[...]
 
 
-class RMSNorm(Vector):
-    """Root-mean-square normalisation (Zhang and Sennrich 2019, arXiv:1910.07467), in at least float32."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return rms_norm(x, self.scale[...])
-
-
 def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """`x` [..., N] over the root of its mean square, times `scale` [N]."""
+    """`x` [..., N] over the root of its mean square, times `scale` [N], computed in at least float32 (Zhang and
+    Sennrich 2019, arXiv:1910.07467)."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     return (wide * jax.lax.rsqrt(mean_square + 1e-6) * scale).astype(x.dtype)

@@ -9,7 +9,7 @@ import numpy as np
 from cosearch.architecture.attention import ATTENTION, AttentionShape, Place
 from cosearch.architecture.feedforward import FEEDFORWARD, FeedForwardShape
 from cosearch.architecture.linear import Compression
-from cosearch.core.candidate import Choices
+from cosearch.core.candidate import Choices, Value
 from cosearch.core.errors import Rejected
 from cosearch.core.space import Knob, choice, fraction, integer, variant_knobs
 
@@ -20,8 +20,16 @@ EMBEDDING = "embedding"
 """The path of the tied embedding."""
 
 
-_NEVER_COMPRESSED = (".router", ".beta", ".decay")
-"""Matrices with one column for each expert or head: few weights, that decide much."""
+WRITES_RESIDUAL = (".output", ".down", ".shared_down")
+"""The matrices whose products are added to the residual stream."""
+
+DECIDES = (".router", ".beta", ".decay")
+"""Matrices with one column for each expert or head: few weights, that decide much. They are never compressed, and
+never multiplied with rounded inputs."""
+
+ABSORBED = (".key_up", ".value_up")
+"""Matrices that a decode step multiplies with something else than scoring does, so that rounded inputs would make two
+different models."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class DecoderShape:
 
     def compression_of(self, path: str) -> Compression | None:
         """How the matrix at `path` is compressed."""
-        return None if path == EMBEDDING or path.endswith(_NEVER_COMPRESSED) else self.compression
+        return None if path == EMBEDDING or path.endswith(DECIDES) else self.compression
 
     @property
     def parameters(self) -> int:
@@ -100,15 +108,20 @@ class DecoderShape:
         values = {name: choices.get(name, knob.default) for name, knob in declared.items()}
         width, depth = values["width"], values["depth"]
         assert isinstance(width, int) and isinstance(depth, int)
+        for name, value in values.items():
+            if isinstance(value, tuple) and len(value) > depth:
+                raise Rejected(f"{name} is given for {len(value)} layers, and there are {depth}")
+        each = [{name: _at(index, value, declared[name]) for name, value in values.items()} for index in range(depth)]
+        variants = [str(layer["attention"]) for layer in each]
         layers: list[LayerShape] = []
         below = None
-        for index in range(depth):
-            layer = {
-                name: value[index % len(value)] if isinstance(value, tuple) and declared[name].per_layer else value
-                for name, value in values.items()
-            }
-            attention = ATTENTION[str(layer["attention"])].shape(Place(width, depth, index, below), layer)
-            feedforward = FEEDFORWARD[str(layer["feedforward"])].shape(width, layer)
+        for index, (layer, variant) in enumerate(zip(each, variants, strict=True)):
+            place = Place(width, variants[:index].count(variant), variants.count(variant), below)
+            try:
+                attention = ATTENTION[variant].shape(place, layer)
+                feedforward = FEEDFORWARD[str(layer["feedforward"])].shape(width, layer)
+            except Rejected as rejection:
+                raise Rejected(f"layer {index}: {rejection}") from None
             if attention is None and feedforward is None:
                 raise Rejected(f"layer {index} has neither attention nor feed-forward: a smaller depth says the same")
             layers.append(LayerShape(attention, feedforward))
@@ -116,6 +129,10 @@ class DecoderShape:
         if below is None:
             raise Rejected("no layer attends, so no token would see another")
         return cls(width, tuple(layers))
+
+
+def _at(layer: int, value: Value, knob: Knob) -> Value:
+    return value[layer % len(value)] if isinstance(value, tuple) and knob.per_layer else value
 
 
 def knobs() -> Mapping[str, Knob]:

@@ -52,26 +52,22 @@ def _work(shape: DecoderShape, precision: Precision, point: OperatingPoint) -> W
         used = matrices * _read_fraction(shape, path, 1)  # by each token
         flops += 2.0 * point.tokens * used * multiplied
         products += round(used)
-    cache = 0.0
+    cache, held = 0.0, ""
     for index, layer in enumerate(shape.layers):
-        if layer.attention is None:
+        attention = layer.attention
+        if attention is None:
             continue
-        tensors = layer.attention.cache(point.batch, point.context)
-        states = layer.attention.states(point.batch, point.context)
-        slots = layer.attention.read_slots(point.context)
         products += 2
-        for tensor in tensors.values():
-            stored = _cached_bytes(precision.cache_format(index), precision.activations, tensor)
-            part = min(slots / tensor[1], 1.0)
-            cache += stored
-            read += stored * part
-            attended = math.prod(tensor) * part * (point.tokens / point.batch)
-            flops += 2.0 * attended * (0.5 if point.phase == "prefill" else 1.0)
-        for state in states.values():
-            size = math.prod(state)
-            cache += _STATE_BYTES * size
-            read += _STATE_BYTES * size
-            flops += 4.0 * size * (point.tokens / point.batch)
+        flops += 2.0 * point.batch * attention.multiplications(point.tokens // point.batch, point.context)
+        tensors = attention.cache(point.batch, point.context)
+        if tensors:
+            held = precision.cache_format(index)  # and what layers above read that have no cache of their own
+        cache += sum(_cached_bytes(held, precision.activations, tensor) for tensor in tensors.values())
+        reads = attention.reads(point.batch, point.context)
+        read += sum(_cached_bytes(held, precision.activations, tensor) for tensor in reads.values())
+        states = sum(math.prod(state) for state in attention.states(point.batch, point.context).values())
+        cache += _STATE_BYTES * states
+        read += _STATE_BYTES * states
     return Work(weights, cache, read, flops, products, shape.parameters)
 
 

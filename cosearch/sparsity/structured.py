@@ -14,12 +14,11 @@ import numpy as np
 
 from cosearch.architecture.attention import AttentionShape
 from cosearch.architecture.attention.softmax import SoftmaxShape
-from cosearch.architecture.decoder import WRITES_RESIDUAL
 from cosearch.architecture.feedforward import FeedForwardShape
 from cosearch.architecture.feedforward.gelu import GELUShape
 from cosearch.architecture.feedforward.moe import MoEShape
 from cosearch.architecture.feedforward.swiglu import SwiGLUShape
-from cosearch.architecture.shape import DecoderShape, LayerShape
+from cosearch.architecture.shape import WRITES_RESIDUAL, DecoderShape, LayerShape
 from cosearch.core.candidate import Value
 from cosearch.core.errors import Rejected
 from cosearch.core.space import Knob, fraction
@@ -154,9 +153,9 @@ def _fewer_heads(attention: AttentionShape | None, kept: float) -> AttentionShap
     if attention.borrows:
         raise Rejected(f"heads_kept={kept} would take the keys away that cross_layer attention borrows")
     if attention.kv_heads == 1:
-        return attention.with_heads(_part(attention.heads, kept, "query heads"), 1)
+        return replace(attention, heads=_part(attention.heads, kept, "query heads"))
     groups = _part(attention.kv_heads, kept, "key/value heads")
-    return attention.with_heads(groups * attention.heads // attention.kv_heads, groups)
+    return replace(attention, heads=groups * attention.heads // attention.kv_heads, kv_heads=groups)
 
 
 def _fewer_channels(feedforward: FeedForwardShape | None, kept: float) -> FeedForwardShape | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import le
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from cosearch.architecture.attention import ATTENTION
 from cosearch.architecture.decoder import Decoder, bind, pack, params_spec, plain_decoder, random_weights
 from cosearch.architecture.feedforward import FEEDFORWARD, FeedForwardShape
 from cosearch.architecture.linear import Linear, MatrixStorage
-from cosearch.architecture.shape import DecoderShape
+from cosearch.architecture.shape import WRITES_RESIDUAL, DecoderShape
 from cosearch.core.candidate import Choices, Value
 from cosearch.core.errors import Rejected
 from cosearch.core.registry import Registry
@@ -74,8 +75,6 @@ def check_feedforward(name: str, choices: Mapping[str, Value] = NONE) -> None:
 
 def _check_block(block: FeedForwardShape, width: int) -> None:
     sizes = block.linears(width)
-    unknown = set(block.reads_norm) - sizes.keys()
-    require(not unknown, f"what reads the norm are matrices of the block, not {sorted(unknown)}")
     for part in sizes:
         few, many = block.read_fraction(part, 1), block.read_fraction(part, 1 << 20)
         require(0 < few <= many <= 1, f"more of {part} is read for more tokens, at most all: {few} and {many}")
@@ -104,6 +103,7 @@ def _small_shape(registry: Registry[Any], name: str, choices: Mapping[str, Value
             f"the {registry.kind}'s defaults must fit a small decoder, or its `choices` be given: {rejection}"
         ) from None
     require(shape == again and hash(shape) == hash(again), "equal choices make equal, hashable shapes")
+    _check_declared(shape)
     return shape
 
 
@@ -116,13 +116,21 @@ def check_decoding(shape: DecoderShape, case: Case) -> np.ndarray:
         params = pack(model, random_weights(shape, 0))
         same_arrays("a parameter", params_spec(model), params)
         tokens = rng.integers(0, 256, (BATCH, CAPACITY), dtype=np.int32)
-        score = np.asarray(jax.jit(lambda p, t: bind(model, p).score(t))(params, tokens))
+        scored = jax.jit(lambda p, t: bind(model, p).score(t))
+        score = np.asarray(scored(params, tokens))
+        if case.dtype == "float64" and shape.compression is None:  # which compresses other weights differently
+            moved = pack(model, _scale_past_norms(shape, random_weights(shape, 0)))
+            what = "what is multiplied with a normalised input, and nothing else, is in `reads_norm`"
+            close(scored(moved, tokens), score, case.tolerance, what)
         prefill = jax.jit(lambda p, c, t, start, length: bind(model, p).prefill(c, t, start, length))
         step = jax.jit(lambda p, c, t, position: bind(model, p).decode_step(c, t, position))
         spec = model.cache_spec(BATCH, CAPACITY)
+        empty = kv.zeros(spec)
+        used = jax.tree.map(lambda s: jnp.full(s.shape, 3, s.dtype), spec)
         # None at all, a chunk to its last place, the cache to its last place, and two lengths between.
         for prompt in (0, 2 * case.chunk, CAPACITY, *rng.integers(1, CAPACITY, 2).tolist()):
-            cache = kv.zeros(spec)
+            # A prefill from 0 begins a sequence, whatever is left of another in the cache.
+            cache = empty if prompt == 0 else used
             for start in range(0, prompt, case.chunk):
                 length = min(case.chunk, prompt - start)
                 piece = rng.integers(0, 256, (BATCH, case.chunk), dtype=np.int32)  # padding may be anything
@@ -136,6 +144,40 @@ def check_decoding(shape: DecoderShape, case: Case) -> np.ndarray:
                 close(logits, score[:, position], case.tolerance, f"{what} ({case})")
             same_arrays("the cache", dict(flat(spec)), dict(flat(cache)))
     return score
+
+
+def _scale_past_norms(shape: DecoderShape, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same model by other weights: what reads a norm times random factors, the norm divided by them."""
+    rng, moved = np.random.default_rng(3), dict(weights)
+    for index, layer in enumerate(shape.layers):
+        for name, block in layer.blocks():
+            path = f"layers.{index}.{name}"
+            factors = rng.uniform(0.5, 2, shape.width)
+            moved[f"{path}_norm"] = moved[f"{path}_norm"] / factors
+            for matrix in block.reads_norm:
+                moved[f"{path}.{matrix}"] = moved[f"{path}.{matrix}"] * factors[:, None]
+    return moved
+
+
+def _check_declared(shape: DecoderShape) -> None:
+    """What a block says of itself agrees with itself."""
+    for layer in shape.layers:
+        for name, block in layer.blocks():
+            sizes = block.linears(shape.width)
+            unknown = set(block.reads_norm) - sizes.keys()
+            require(not unknown, f"what reads the norm are matrices of the block, not {sorted(unknown)}")
+            writes = [matrix for matrix in sizes if f".{matrix}" in WRITES_RESIDUAL]
+            require(bool(writes), f"{name} has a matrix that writes to the residual stream among {WRITES_RESIDUAL}")
+            for matrix in writes:
+                require(sizes[matrix][-1] == shape.width, f"{name}.{matrix} writes {shape.width} features")
+        if layer.attention is None:
+            continue
+        cache, reads = layer.attention.cache(BATCH, CAPACITY), layer.attention.reads(BATCH, CAPACITY)
+        for tensor in cache.keys() & reads.keys():
+            fits = all(map(le, reads[tensor], cache[tensor]))
+            require(fits, f"no more of {tensor} is read, {reads[tensor]}, than is kept, {cache[tensor]}")
+        few, many = (layer.attention.multiplications(tokens, CAPACITY) for tokens in (1, CAPACITY))
+        require(0 < few <= many, f"a step multiplies, and all of its tokens no less: {few} and {many}")
 
 
 def _check_gradients(shape: DecoderShape) -> None:

@@ -43,7 +43,7 @@ def test_sinks_stay_in_the_cache_and_windows_end():
     attention = attention_of(shape_of(attention="sliding_window", sinks=3))[0]
     assert attention.cache(2, 100) == dict.fromkeys(("key", "value"), (2, 11, 2, 16))
     assert attention.cache(2, 9)["key"] == (2, 9, 2, 16)
-    assert attention.read_slots(100) == 11
+    assert attention.reads(2, 100) == attention.cache(2, 100)
 
 
 def test_every_so_many_layers_one_is_global():
@@ -73,14 +73,34 @@ def test_a_layer_that_borrows_has_no_keys_of_its_own():
 @pytest.mark.parametrize(
     ("attention", "words"),
     [
-        (("cross_layer", "mha"), "layer 0 has cross_layer attention, and no layer below it"),
-        (("gated_delta", "cross_layer"), "layer 1 has cross_layer attention, and no layer below it"),
+        (("cross_layer", "mha"), "layer 0: cross_layer attention needs a layer below it"),
+        (("gated_delta", "cross_layer"), "layer 1: cross_layer attention needs a layer below it"),
         ("none", "no layer attends"),
     ],
 )
 def test_what_cannot_attend_is_refused(attention: Value, words: str):
     with pytest.raises(Rejected, match=words):
         shape_of(attention=attention)
+
+
+def test_queries_to_borrowed_keys_are_a_layers_own():
+    lender, borrower = attention_of(
+        shape_of(attention=("gqa", "cross_layer"), heads_ratio=(1.0, 0.5), qk_norm=(True, False), depth=2)
+    )
+    assert (borrower.heads, borrower.kv_heads) == (lender.heads // 2, lender.kv_heads) and not borrower.qk_norm
+    assert borrower.reads(3, 10) == lender.reads(3, 10) == lender.cache(3, 10) and borrower.cache(3, 10) == {}
+    with pytest.raises(Rejected, match="heads of 8 cannot attend to keys of 16"):
+        shape_of(attention=("gqa", "cross_layer"), head_dim=(16, 8), depth=2)
+
+
+def test_local_and_global_are_counted_among_themselves():
+    found = attention_of(shape_of(attention=("mha", "local_global"), window=8, depth=4))
+    assert [one.window for one in found] == [None, 8, None, None]
+
+
+def test_a_list_for_more_layers_than_there_are_is_refused():
+    with pytest.raises(Rejected, match="attention is given for 3 layers, and there are 2"):
+        shape_of(attention=("mha", "gqa", "mqa"), depth=2)
 
 
 def test_a_layer_of_nothing_is_refused():

@@ -9,7 +9,7 @@ import pytest
 
 from cosearch import axes
 from cosearch.architecture import cache as kv
-from cosearch.architecture.attention.softmax import Blocks, SoftmaxShape
+from cosearch.architecture.attention.softmax import BlockTopK, SoftmaxShape
 from cosearch.architecture.decoder import Decoder, bind, pack
 from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Candidate, Choices
@@ -76,7 +76,7 @@ def test_a_step_reads_the_chosen_blocks_only():
 def test_it_counts_as_read_what_is_read():
     attention = sparse(4, 2).layers[0].attention
     assert isinstance(attention, SoftmaxShape)
-    assert attention.read_slots(1000) == 12 and attention.read_slots(8) == 8
+    assert attention.reads(2, 1000)["key"] == (2, 12, 4, 16) and attention.reads(2, 8)["value"] == (2, 8, 4, 16)
     assert attention.states(2, 22) == {"key_sum": (2, 6, 4, 16)}
 
 
@@ -84,7 +84,7 @@ def test_windows_stay_as_they_are():
     shape = sparse(4, 2, attention=("sliding_window", "mha"), window=8)
     first, second = (layer.attention for layer in shape.layers)
     assert isinstance(first, SoftmaxShape) and first.blocks is None
-    assert isinstance(second, SoftmaxShape) and second.blocks == Blocks(4, 2)
+    assert isinstance(second, SoftmaxShape) and second.blocks == BlockTopK(4, 2)
 
 
 @pytest.mark.parametrize(
@@ -102,5 +102,5 @@ def test_it_says_where_it_cannot_be(attention: object, words: str):
 def test_a_candidate_that_chooses_it_is_served_so():
     point = {"architecture.depth": 1, "sparsity.attention": "block_topk", "sparsity.attention_kept": 3}
     attention = axes.served_shape(Candidate.from_point(point)).layers[0].attention
-    assert isinstance(attention, SoftmaxShape) and attention.blocks == Blocks(16, 3)
+    assert isinstance(attention, SoftmaxShape) and attention.blocks == BlockTopK(16, 3)
     assert axes.dense_shape(Candidate.from_point(point)).layers[0].attention == replace(attention, blocks=None)

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from flax import nnx
 
+from cosearch.architecture.cache import KVCache
 from cosearch.core.candidate import Value
 from cosearch.core.registry import Registry
 from cosearch.core.space import Knob
@@ -20,7 +20,7 @@ Shared = Any
 
 
 class AttentionModule(Protocol):
-    """Attention of one layer, [B batch, T tokens, W width] to [B, T, W]. `Cache` is a nested dict of arrays.
+    """Attention of one layer, [B batch, T tokens, W width] to [B, T, W]; a flax module. Caches are those of `KVCache`.
 
     Each method also gets what the layer below shares, and gives what it shares itself: its own, or the same again.
     """
@@ -48,12 +48,12 @@ class AttentionShape(Protocol):
     """The sizes of one layer's attention; frozen and hashable."""
 
     def linears(self, width: int) -> Mapping[str, tuple[int, ...]]:
-        """Matrix name to (in, out) features."""
+        """Matrix name to (in, out) features. `output` is the one whose product is added to the residual stream."""
         ...
 
     @property
     def reads_norm(self) -> tuple[str, ...]:
-        """The matrices that read the layer's normalised input, and nothing else does."""
+        """All the matrices that are multiplied with the layer's normalised input, which nothing else reads."""
         ...
 
     def vectors(self) -> Mapping[str, np.ndarray]:
@@ -68,24 +68,30 @@ class AttentionShape(Protocol):
         """State that is kept beside the slots, to its shape."""
         ...
 
-    def read_slots(self, capacity: int) -> int:
-        """How many slots of each cached tensor a decode step reads at most."""
+    def reads(self, batch: int, capacity: int) -> Mapping[str, tuple[int, int, int, int]]:
+        """What a decode step reads at most of the cached tensors [B, S slots, K heads, D]: its own, or those it shares
+        with the layer below."""
         ...
 
-    def build(self, parts: Mapping[str, nnx.Module], cache: Any) -> nnx.Module:
-        """The module over its `Linear`s and `Vector`s; `cache` is the `KVCache` it reads and writes."""
+    def multiplications(self, tokens: int, context: int) -> float:
+        """How many multiplications the last `tokens` of a sequence of `context` tokens need, but for those of its
+        matrices."""
+        ...
+
+    def build(self, parts: Mapping[str, Any], cache: KVCache) -> AttentionModule:
+        """The module over its matrices (`Linear`) and vectors (`Vector`); `cache` is what it reads and writes."""
         ...
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a layer stands: the model's `width` and `depth`, its `index`, and what the nearest layer below that
-    attends has chosen."""
+    """Where a layer stands: the model's `width`, which of the layers with the same variant it is (`turn` of `turns`,
+    from 0), and what the nearest layer below that attends has chosen."""
 
     width: int
-    depth: int = 1
-    index: int = 0
-    below: AttentionShape | None = None
+    turn: int
+    turns: int
+    below: AttentionShape | None
 
 
 class AttentionVariant(Protocol):

@@ -13,6 +13,7 @@ from cosearch.architecture.attention import ATTENTION, Place
 from cosearch.architecture.attention.delta_rule import chunked, step
 from cosearch.architecture.attention.softmax import heads_of
 from cosearch.architecture.cache import KVCache
+from cosearch.architecture.norm import rms_norm
 from cosearch.core.candidate import Value
 from cosearch.core.space import Knob
 
@@ -61,10 +62,14 @@ class GatedDeltaShape:
             "conv": (batch, _TAPS - 1, 3 * self.heads * self.head_dim),
         }
 
-    def read_slots(self, capacity: int) -> int:
-        return 0
+    def reads(self, batch: int, capacity: int) -> Mapping[str, tuple[int, int, int, int]]:
+        return {}
 
-    def build(self, parts: Mapping[str, nnx.Module], cache: KVCache) -> nnx.Module:
+    def multiplications(self, tokens: int, context: int) -> float:
+        # The state fades, is read by key and query, and written; three convolutions.
+        return float(tokens * self.heads * self.head_dim * (4 * self.head_dim + 3 * _TAPS))
+
+    def build(self, parts: Mapping[str, Any], cache: KVCache) -> "GatedDelta":
         return GatedDelta(self, parts, cache)
 
 
@@ -74,7 +79,7 @@ class GatedDelta(nnx.Module):
     The cache holds the state [B, H, D keys, D values], and the last inputs of the convolutions [B, 3, 3 * H * D].
     """
 
-    def __init__(self, shape: GatedDeltaShape, parts: Mapping[str, nnx.Module], cache: KVCache) -> None:
+    def __init__(self, shape: GatedDeltaShape, parts: Mapping[str, Any], cache: KVCache) -> None:
         self.shape = shape
         self.parts = nnx.Dict(parts)
         self.cache = cache
@@ -131,7 +136,7 @@ class GatedDelta(nnx.Module):
         return fade, jax.nn.sigmoid(beta)
 
     def _output(self, x_BTW: jax.Array, out_BTHD: jax.Array) -> jax.Array:
-        out = self.parts["output_norm"](out_BTHD).reshape(*x_BTW.shape[:2], -1).astype(x_BTW.dtype)
+        out = rms_norm(out_BTHD, self.parts["output_norm"]()).reshape(*x_BTW.shape[:2], -1).astype(x_BTW.dtype)
         return self.parts["output"](out * jax.nn.silu(self.parts["gate"](x_BTW)))
 
 

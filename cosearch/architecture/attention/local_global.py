@@ -1,5 +1,5 @@
 """Local and global layers in turn (Gemma 2 and 3, arXiv:2503.19786): `locals_per_global` layers see a window, then one
-sees everything, from the first layer on."""
+sees everything; counted among the layers of this variant, from the first on."""
 
 from collections.abc import Mapping
 
@@ -16,9 +16,9 @@ class LocalGlobal:
     def shape(self, place: Place, choices: Mapping[str, Value]) -> SoftmaxShape:
         period = choices["locals_per_global"]
         assert isinstance(period, int)
-        if place.depth <= period:
-            raise Rejected(f"{period} local layers before each global one leave none of {place.depth} layers global")
-        windowed = place.index % (period + 1) < period
+        if place.turns <= period:
+            raise Rejected(f"{period} local layers before each global one leave none of {place.turns} layers global")
+        windowed = place.turn % (period + 1) < period
         return SoftmaxShape.of(place, choices, choices["kv_heads"], windowed)
 
 

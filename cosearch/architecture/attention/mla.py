@@ -18,6 +18,7 @@ from cosearch.architecture.attention import ATTENTION, Place
 from cosearch.architecture.attention.softmax import attend, heads_of, rotate
 from cosearch.architecture.cache import KVCache
 from cosearch.architecture.linear import Linear
+from cosearch.architecture.norm import rms_norm
 from cosearch.core.candidate import Value
 from cosearch.core.errors import Rejected
 from cosearch.core.space import Knob, integer
@@ -63,17 +64,22 @@ class LatentShape:
     def states(self, batch: int, capacity: int) -> Mapping[str, tuple[int, ...]]:
         return {}
 
-    def read_slots(self, capacity: int) -> int:
-        return capacity
+    def reads(self, batch: int, capacity: int) -> Mapping[str, tuple[int, int, int, int]]:
+        return self.cache(batch, capacity)
 
-    def build(self, parts: Mapping[str, nnx.Module], cache: KVCache) -> nnx.Module:
+    def multiplications(self, tokens: int, context: int) -> float:
+        # A single token attends to latents, many to keys and values that are made of them.
+        each = 2 * self.latent if tokens == 1 else 2 * self.head_dim
+        return self.heads * (each + self.rope_dim) * float((np.arange(context - tokens, context) + 1).sum())
+
+    def build(self, parts: Mapping[str, Any], cache: KVCache) -> "LatentAttention":
         return LatentAttention(self, parts, cache)
 
 
 class LatentAttention(nnx.Module):
     """Causal attention of many heads over few cached numbers; the token at position p lives in slot p."""
 
-    def __init__(self, shape: LatentShape, parts: Mapping[str, nnx.Module], cache: KVCache) -> None:
+    def __init__(self, shape: LatentShape, parts: Mapping[str, Any], cache: KVCache) -> None:
         self.shape = shape
         self.parts = nnx.Dict(parts)
         self.cache = cache
@@ -113,7 +119,7 @@ class LatentAttention(nnx.Module):
 
     def _compress(self, x_BTW: jax.Array, positions_T: jax.Array) -> dict[str, jax.Array]:
         """What the cache holds of tokens: `latent` [B, T, 1, L] and `rope_key` [B, T, 1, R]."""
-        latent = self.parts["latent_norm"](self.parts["latent"](x_BTW))
+        latent = rms_norm(self.parts["latent"](x_BTW), self.parts["latent_norm"]())
         rope_key = rotate(self.parts["rope_key"](x_BTW)[:, :, None], positions_T)
         return {"latent": latent[:, :, None], "rope_key": rope_key}
 

@@ -6,7 +6,7 @@ key/value head, D head size, S cache slots, N blocks of slots.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from flax import nnx
 
 from cosearch.architecture.attention import Place
 from cosearch.architecture.cache import KVCache
+from cosearch.architecture.norm import rms_norm
 from cosearch.core.candidate import Value
 from cosearch.core.errors import Rejected
 from cosearch.core.space import Knob, choice, integer
@@ -34,12 +35,15 @@ WINDOW: Mapping[str, Knob] = {
 """The knobs of windows: how many tokens, itself included, a token sees, and how many of the first it sees besides
 (attention sinks, Xiao et al. 2023, arXiv:2309.17453)."""
 
+_THETA = 10_000.0
+"""The base of rotary frequencies."""
+
 SHARPNESS = 2.0
 """What a query's norm starts at: attention that starts sharper learns to look things up in fewer steps."""
 
 
 @dataclass(frozen=True)
-class Blocks:
+class BlockTopK:
     """Attention to few blocks of `size` keys: the `kept` that score best, and the block of the query itself."""
 
     size: int
@@ -61,7 +65,7 @@ class SoftmaxShape:
     window: int | None = None
     sinks: int = 0
     borrows: bool = False
-    blocks: Blocks | None = None
+    blocks: BlockTopK | None = None
 
     @classmethod
     def of(
@@ -100,8 +104,7 @@ class SoftmaxShape:
     def cache(self, batch: int, capacity: int) -> Mapping[str, tuple[int, int, int, int]]:
         if self.borrows:
             return {}
-        slots = capacity if self.window is None else min(self.sinks + self.window, capacity)
-        tensor = (batch, slots, self.kv_heads, self.head_dim)
+        tensor = (batch, self._slots(capacity), self.kv_heads, self.head_dim)
         return {"key": tensor, "value": tensor}
 
     def states(self, batch: int, capacity: int) -> Mapping[str, tuple[int, ...]]:
@@ -109,16 +112,27 @@ class SoftmaxShape:
             return {}
         return {"key_sum": (batch, -(-capacity // self.blocks.size), self.kv_heads, self.head_dim)}
 
-    def read_slots(self, capacity: int) -> int:
+    def reads(self, batch: int, capacity: int) -> Mapping[str, tuple[int, int, int, int]]:
+        slots = self._slots(capacity)
         if self.blocks is not None:
-            return min(self.blocks.size * (self.blocks.kept + 1), capacity)
-        return capacity if self.window is None else min(self.sinks + self.window, capacity)
+            slots = min(self.blocks.size * (self.blocks.kept + 1), capacity)
+        return dict.fromkeys(("key", "value"), (batch, slots, self.kv_heads, self.head_dim))
 
-    def with_heads(self, heads: int, kv_heads: int) -> "SoftmaxShape":
-        return replace(self, heads=heads, kv_heads=kv_heads)
+    def multiplications(self, tokens: int, context: int) -> float:
+        products = 2 * self.heads * self.head_dim  # of a query with a key, and of its weight with a value
+        if self.blocks is None:
+            seen = np.minimum(np.arange(context - tokens, context) + 1, self._slots(context))
+            return products * float(seen.sum())
+        sums = tokens * self.kv_heads * self.head_dim * -(-context // self.blocks.size)
+        if tokens > 1:  # under a mask, of all that came before
+            return sums + products * float((np.arange(context - tokens, context) + 1).sum())
+        return sums + products * self.reads(1, context)["key"][1]
 
-    def build(self, parts: Mapping[str, nnx.Module], cache: KVCache) -> nnx.Module:
+    def build(self, parts: Mapping[str, Any], cache: KVCache) -> "SoftmaxAttention":
         return SoftmaxAttention(self, parts, cache)
+
+    def _slots(self, capacity: int) -> int:
+        return capacity if self.window is None else min(self.sinks + self.window, capacity)
 
 
 def heads_of(width: int, choices: Mapping[str, Value]) -> int:
@@ -143,7 +157,7 @@ class Attended(NamedTuple):
 class SoftmaxAttention(nnx.Module):
     """Causal softmax attention over a ring of cache slots: after the sinks, position p lives in slot p mod the rest."""
 
-    def __init__(self, shape: SoftmaxShape, parts: Mapping[str, nnx.Module], cache: KVCache) -> None:
+    def __init__(self, shape: SoftmaxShape, parts: Mapping[str, Any], cache: KVCache) -> None:
         self.shape = shape
         self.parts = nnx.Dict(parts)
         self.cache = cache
@@ -224,14 +238,17 @@ class SoftmaxAttention(nnx.Module):
 
     def _query(self, x_BTW: jax.Array, positions_T: jax.Array) -> jax.Array:
         query = self.parts["query"](x_BTW).reshape(*x_BTW.shape[:2], self.shape.heads, self.shape.head_dim)
-        return rotate(self.parts["query_norm"](query) if self.shape.qk_norm else query, positions_T)
+        return rotate(self._norm(query, "query_norm"), positions_T)
 
     def _keys(self, x_BTW: jax.Array, positions_T: jax.Array) -> tuple[jax.Array, jax.Array]:
         key, value = (
             self.parts[name](x_BTW).reshape(*x_BTW.shape[:2], self.shape.kv_heads, self.shape.head_dim)
             for name in ("key", "value")
         )
-        return rotate(self.parts["key_norm"](key) if self.shape.qk_norm else key, positions_T), value
+        return rotate(self._norm(key, "key_norm"), positions_T), value
+
+    def _norm(self, x_BTHD: jax.Array, name: str) -> jax.Array:
+        return rms_norm(x_BTHD, self.parts[name]()) if self.shape.qk_norm else x_BTHD
 
     def _output(self, out_BTHD: jax.Array) -> jax.Array:
         return self.parts["output"](out_BTHD.reshape(*out_BTHD.shape[:2], -1))
@@ -314,11 +331,11 @@ class SoftmaxAttention(nnx.Module):
         return mask_TS & jnp.take(best, jnp.maximum(key_positions, 0) // blocks.size, axis=-1)
 
 
-def rotate(x_BTHD: jax.Array, positions_T: jax.Array, theta: float = 10_000.0) -> jax.Array:
+def rotate(x_BTHD: jax.Array, positions_T: jax.Array) -> jax.Array:
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), the first half of D paired with the second."""
     half = x_BTHD.shape[-1] // 2
     dtype = jnp.promote_types(x_BTHD.dtype, jnp.float32)
-    frequency = np.asarray(theta ** (-np.arange(half) / half), dtype)
+    frequency = np.asarray(_THETA ** (-np.arange(half) / half), dtype)
     angle = positions_T.astype(dtype)[:, None, None] * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     first, second = jnp.split(x_BTHD.astype(dtype), 2, axis=-1)

@@ -17,12 +17,13 @@ class FeedForwardShape(Protocol):
     """The sizes of one layer's feed-forward block; frozen and hashable."""
 
     def linears(self, width: int) -> Mapping[str, tuple[int, ...]]:
-        """Matrix name to (in, out) features, or to (experts, in, out) of a stack."""
+        """Matrix name to (in, out) features, or to (experts, in, out) of a stack. `down` and `shared_down` are
+        those whose products are added to the residual stream."""
         ...
 
     @property
     def reads_norm(self) -> tuple[str, ...]:
-        """The matrices that read the layer's normalised input, all that does."""
+        """All the matrices that are multiplied with the layer's normalised input, which nothing else reads."""
         ...
 
     def read_fraction(self, name: str, tokens: int) -> float:

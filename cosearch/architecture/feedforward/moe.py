@@ -138,7 +138,7 @@ def _balanced_backward(share_E: jax.Array, gradient_TE: jax.Array) -> tuple[jax.
 balanced.defvjp(lambda chance_TE, share_E: (chance_TE, share_E), _balanced_backward)
 
 
-class Blocks(NamedTuple):
+class ExpertBlocks(NamedTuple):
     """Choices of experts in blocks of one expert each."""
 
     expert_N: jax.Array
@@ -150,13 +150,13 @@ class Blocks(NamedTuple):
     """Which of the N * R rows each choice is in."""
 
 
-def lay_out(expert_A: jax.Array, experts: int, rows: int) -> Blocks:
+def lay_out(expert_A: jax.Array, experts: int, rows: int) -> ExpertBlocks:
     """Blocks of so many `rows` for the choices `expert` of so many `experts`."""
     choices = len(expert_A)
     if rows == 1:
         # Nothing to sort: one token of width 128 took 94 us with what follows, and 58 without, on a busy machine.
         choice_A = jnp.arange(choices)
-        return Blocks(expert_A, choice_A[:, None], jnp.ones(choices, bool), choice_A)
+        return ExpertBlocks(expert_A, choice_A[:, None], jnp.ones(choices, bool), choice_A)
     # Counted, not sorted: XLA cannot serialize a program for CPUs that sorts.
     is_AE = (expert_A[:, None] == jnp.arange(experts)).astype(jnp.int32)
     before_A = jnp.take_along_axis(jnp.cumsum(is_AE, axis=0), expert_A[:, None], axis=1)[:, 0] - 1
@@ -169,7 +169,7 @@ def lay_out(expert_A: jax.Array, experts: int, rows: int) -> Blocks:
     expert_N = (block_N[:, None] >= end_block_E).sum(axis=1).clip(0, experts - 1)
     place_A = (end_block_E - blocks_E)[expert_A] * rows + before_A
     choice_NR = jnp.zeros(len(block_N) * rows, jnp.int32).at[place_A].set(jnp.arange(choices, dtype=jnp.int32))
-    return Blocks(expert_N, choice_NR.reshape(-1, rows), needed_N, place_A)
+    return ExpertBlocks(expert_N, choice_NR.reshape(-1, rows), needed_N, place_A)
 
 
 def _map_blocks(
