@@ -286,16 +286,18 @@ class Space:
         point = self.canonical(raw)
         return None if self.why_invalid(point) else Candidate.from_point(point)
 
+    def nearest(self, point: Point) -> dict[str, Value]:
+        """A raw point with the values of `point`, and the first that is offered for a knob that it has not, or has at a
+        value that the space does not offer (as the reference may)."""
+        return {name: point[name] if point.get(name) in values else values[0] for name, values in self.knobs.items()}
+
     def neighbours(self, candidate: Candidate) -> list[Candidate]:
         """Legal candidates that differ by one step of one knob; names step to every other name."""
-        base = {name: values[0] for name, values in self.knobs.items()} | {
-            name: value for name, value in candidate.point.items() if name in self.knobs
-        }
-        found = {}
+        base, found = self.nearest(candidate.point), {}
         for name, values in self.knobs.items():
             ordered = all(isinstance(value, int | float) for value in values)
-            at = values.index(base[name]) if base[name] in values else None
-            steps = values if at is None or not ordered else values[max(0, at - 1) : at + 2]
+            at = values.index(base[name])
+            steps = values[max(0, at - 1) : at + 2] if ordered else values
             for value in steps:
                 near = self.candidate(base | {name: value})
                 if near is not None and near != candidate:

@@ -4,7 +4,7 @@ Another proposer supplies the proposals; one-knob neighbours of the front join t
 of a proposal and the rest of a point on the front: what made one architecture fast is tried on the next. The surrogate
 is the learned latency and quality models. What counts is the expected gain of hypervolume under the models'
 uncertainty, over draws from it, for each second that the candidate will cost: a new architecture must be trained, a
-known one in a new format or schedule need not.
+new format of a known one evaluated, and a new schedule only timed.
 
 The first candidates are a fixed design that depends on the seed alone: few architectures, so that few trainings
 teach the most, crossed with many formats, patterns and schedules. Each of these axes is the reference's as often as
@@ -97,11 +97,11 @@ class SurrogateProposer:
             if len(design) == count:
                 break
             built = first[index % len(first)]
-            taken = self._some(AXES[1:])
+            donors = {AXES[0]: built}
             # A loop over the layers, as the reference has it, may not be what this architecture can be run by.
-            candidate = self._cross(self._space.reference, built, AXES[:1], proposal, taken) or self._cross(
-                self._space.reference, built, AXES[:1], proposal, AXES[1:]
-            )
+            candidate = self._cross(
+                self._space.reference, donors | dict.fromkeys(self._some(AXES[1:]), proposal)
+            ) or self._cross(self._space.reference, donors | dict.fromkeys(AXES[1:], proposal))
             if candidate is not None and candidate.uid not in self._proposed:
                 design.setdefault(candidate.uid, candidate)
         return list(design.values())
@@ -110,20 +110,16 @@ class SurrogateProposer:
         """Each axis as often as not."""
         return [axis for axis in from_axes if self._rng.random() < 0.5]
 
-    def _cross(
-        self,
-        base: Candidate,
-        other: Candidate,
-        from_axes: Sequence[str],
-        third: Candidate | None = None,
-        from_third: Sequence[str] = (),
-    ) -> Candidate | None:
-        """`base` with some axes of `other`, and of a third; None where that is not legal."""
-        raw = {name: values[0] for name, values in self._space.knobs.items()} | base.point
-        for one, taken in ((other, from_axes), (third, from_third)):
-            if one is not None:
-                raw |= {name: value for name, value in one.point.items() if name.partition(".")[0] in taken}
-        return self._space.candidate(raw)
+    def _cross(self, base: Candidate, donors: Mapping[str, Candidate]) -> Candidate | None:
+        """`base` with each axis that is named of its donor; None where that is not legal."""
+        parents = {axis: donors.get(axis, base).point for axis in AXES}
+        mixed = {
+            name: value
+            for axis, point in parents.items()
+            for name, value in point.items()
+            if name.partition(".")[0] == axis
+        }
+        return self._space.candidate(self._space.nearest(mixed))
 
     def _fit(self) -> None:
         if len(self._trials) == self._fitted:
@@ -144,7 +140,7 @@ class SurrogateProposer:
         found = [near for base in bases for near in self._space.neighbours(base)] + list(proposals)
         for proposal in proposals:
             base = bases[self._rng.integers(len(bases))]
-            if cross := self._cross(base, proposal, self._some(AXES)):
+            if cross := self._cross(base, dict.fromkeys(self._some(AXES), proposal)):
                 found.append(cross)
         self._considered |= {candidate.uid: candidate for candidate in found}
         candidates = [candidate for uid, candidate in self._considered.items() if uid not in self._proposed]
@@ -160,19 +156,19 @@ class SurrogateProposer:
         losses, plausible, seconds = losses[:, kept], plausible[:, kept], seconds[kept]
         trained = self._trained
         untrained = np.array([candidate.key("architecture") not in trained for candidate in candidates])
-        chosen: list[int] = []
-        while len(chosen) < min(n, len(candidates)):
-            gain = _mean_gain(losses, plausible, known) / seconds
-            gain[chosen] = -np.inf
+        chosen, barred = [], np.zeros(len(candidates), dtype=bool)
+        while len(chosen) < n and not barred.all():
+            gain = np.where(barred, -np.inf, _mean_gain(losses, plausible, known) / seconds)
             best = int(gain.argmax())
             chosen.append(best)
+            barred[best] = True
             # The next is chosen as if this one had come out as expected.
             known = np.vstack([known, losses[:, best].mean(axis=0)])
             if untrained[best]:
                 # One training in an ask: what it shows is to be known before the next is chosen.
                 same = np.array([c.key("architecture") == candidates[best].key("architecture") for c in candidates])
                 seconds[same] = seconds.min()
-                losses[:, untrained & ~same] = np.inf
+                barred |= untrained & ~same
                 untrained &= False
         return [candidates[index] for index in chosen]
 
@@ -214,24 +210,27 @@ class SurrogateProposer:
     def _seconds(self, candidates: Sequence[Candidate]) -> np.ndarray:
         """What each will cost, from what trials cost so far.
 
-        A new architecture also costs a training, by its size. It is shared among as many candidates as trainings served
-        so far.
+        Only a new schedule costs no quality, and one of an architecture that is known no training. A training costs by
+        the model's size, and is shared among as many candidates as trainings served so far.
         """
         trials, trained = list(self._trials.values()), self._trained
         base = np.mean([sum(s for stage, s in t.seconds.items() if stage not in _NOT_REPEATED) for t in trials])
-        again = min((trial.seconds["quality"] for trial in trials if "quality" in trial.seconds), default=0.0)
+        evaluated = {trial.candidate.quality_axes_key for trial in trials}
+        trainers = {trial.uid for trial in trained.values()}
+        others = [t.seconds["quality"] for t in trials if "quality" in t.seconds and t.uid not in trainers]
+        again = float(np.mean(others)) if others else 0.0
         training_s = sum(trial.seconds["quality"] for trial in trained.values())
         parameters = sum(axes.dense_shape(trial.candidate).parameters for trial in trained.values())
-        served = len(trials) / max(len(trained), 1)
-        each = training_s / max(parameters, 1) / served
-        return np.array(
-            [
-                base + again + 0.1
-                if candidate.key("architecture") in trained
-                else base + each * axes.dense_shape(candidate).parameters
-                for candidate in candidates
-            ]
-        )
+        each = training_s / max(parameters, 1) * len(trained) / len(trials)
+
+        def quality_s(candidate: Candidate) -> float:
+            if candidate.quality_axes_key in evaluated:
+                return 0.0
+            if candidate.key("architecture") in trained:
+                return again
+            return each * axes.dense_shape(candidate).parameters
+
+        return np.array([base + quality_s(candidate) for candidate in candidates])
 
 
 def _to_scale(front: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -148,8 +148,9 @@ def test_queries_multiply_whoever_has_the_keys():
 
 
 def test_a_prefill_multiplies_what_is_seen():
-    prefill, window = OperatingPoint("prefill", 1, 100), {"attention": "sliding_window", "window": 10}
-    full = done(prefill, attention="mqa").flops - done(prefill, **window, kv_heads=1).flops
+    prefill = OperatingPoint("prefill", 1, 100)
+    window = done(prefill, attention="sliding_window", window=10, kv_heads=1)
+    full = done(prefill, attention="mqa").flops - window.flops
     assert full == 2 * 2 * 2 * 64 * (100 * 101 / 2 - (10 * 11 / 2 + 90 * 10))
 
 

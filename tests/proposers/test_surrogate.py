@@ -1,5 +1,7 @@
 """The surrogate, on a problem whose figures are a formula: nothing is compiled or trained."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -119,3 +121,28 @@ def test_failures_alone_do_not_stop_it(space: Space, problem: Problem):
                 for one in asked
             ]
         )
+
+
+def test_it_proposes_what_the_space_offers_though_the_reference_is_outside(space: Space, problem: Problem):
+    offered = {"architecture.width": (32, 160), "precision.weights": ("int8", "bfloat16")}
+    narrow = replace(space, knobs={**space.knobs, **offered})
+    assert (narrow.reference.architecture["width"], narrow.reference.precision["weights"]) == (96, "float32")
+    for one in search("surrogate", narrow, problem, 0, 20)[1:]:
+        assert one.candidate.architecture["width"] in (32, 160), one.candidate.point
+        assert one.candidate.precision["weights"] in ("int8", "bfloat16"), one.candidate.point
+
+
+@pytest.mark.parametrize("asked", [4, 16])
+def test_an_ask_trains_one_new_architecture_at_most(space: Space, problem: Problem, asked: int):
+    proposer = PROPOSERS["surrogate"](Setting(space, problem, 0, OPTIONS))
+    done = [trial(space.reference, problem), *[trial(one, problem) for one in proposer.ask(OPTIONS["design"])]]
+    proposer.tell(done)
+    new = 0
+    for _ in range(6):
+        trained = {one.candidate.key("architecture") for one in done}
+        found = [trial(candidate, problem) for candidate in proposer.ask(asked)]
+        assert len({one.candidate.key("architecture") for one in found} - trained) <= 1
+        new += len({one.candidate.key("architecture") for one in found} - trained)
+        proposer.tell(found)
+        done += found
+    assert new > 0
