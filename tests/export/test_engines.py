@@ -12,7 +12,7 @@ from cosearch.core.space import Space
 from cosearch.export import ENGINES
 from cosearch.proposers import PROPOSERS, Setting
 from cosearch.testing import small_problem, small_space
-from tests.test_third_party import install, python
+from tests.tiny import install, python
 
 STACKS = ("llama_cpp", "sglang", "vllm")
 
