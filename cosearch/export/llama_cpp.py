@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from cosearch import axes
 from cosearch.architecture.attention.softmax import SoftmaxShape
 from cosearch.core.candidate import Candidate, Value
-from cosearch.export import ENGINES
+from cosearch.export import STACKS
 from cosearch.export.llama import LLAMA, WHOLE, why_not_llama
 from cosearch.precision import Precision
 
@@ -43,4 +43,4 @@ class LlamaCpp:
         return None
 
 
-ENGINES.register("llama_cpp")(LlamaCpp())
+STACKS.register("llama_cpp")(LlamaCpp())

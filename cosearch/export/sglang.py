@@ -5,13 +5,13 @@ Its Marlin kernels multiply whole tiles of 128 x 64 or 64 x 128 (`kernels/jit/cs
 float8 by float8 take the sizes that the fastest does not.
 """
 
-from cosearch.export import ENGINES
+from cosearch.export import STACKS
 from cosearch.export.hugging_face import HuggingFace
 
 _MARLIN = ((128, 64), (64, 128))
 
 
-ENGINES.register("sglang")(
+STACKS.register("sglang")(
     HuggingFace(
         {
             ("int8", "as_is"): _MARLIN,

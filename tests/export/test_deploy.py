@@ -7,13 +7,13 @@ import pytest
 
 from cosearch import axes
 from cosearch.core.errors import UserError
-from cosearch.export import ENGINES
+from cosearch.export import STACKS
 from cosearch.proposers import PROPOSERS, Setting
 from cosearch.testing import small_problem
 from tests.tiny import install, python
 
 
-@pytest.mark.parametrize("name", ENGINES.names())
+@pytest.mark.parametrize("name", STACKS.names())
 @pytest.mark.parametrize("space_name", ["llm_decode", "llm_decode_full"])
 def test_a_space_to_be_deployed_holds_only_what_is_loaded(space_name: str, name: str):
     space = axes.load_space(space_name, target="cpu", deploy=name)
@@ -22,7 +22,7 @@ def test_a_space_to_be_deployed_holds_only_what_is_loaded(space_name: str, name:
     drawn = {space.sample(rng) for _ in range(30)}
     proposed = PROPOSERS["nevergrad"](Setting(space, small_problem(), 0, {})).ask(10)
     assert len(drawn) == 30 and len(proposed) == 10
-    assert all(ENGINES[name].why_not(candidate) is None for candidate in (space.reference, *drawn, *proposed))
+    assert all(STACKS[name].why_not(candidate) is None for candidate in (space.reference, *drawn, *proposed))
 
 
 def test_what_is_never_loaded_is_refused_by_name():
@@ -38,15 +38,13 @@ def test_what_is_never_loaded_is_refused_by_name():
 
 
 def test_an_unknown_stack_is_refused():
-    with pytest.raises(
-        UserError, match=r"unknown engine 'vlm'; did you mean 'vllm'\? Allowed: llama_cpp, sglang, vllm"
-    ):
+    with pytest.raises(UserError, match=r"unknown stack 'vlm'; did you mean 'vllm'\? Allowed: llama_cpp, sglang, vllm"):
         axes.load_space("llm_decode", deploy="vlm")
 
 
-ENGINE = '''
+STACK = '''
 """Loads one layer only."""
-from cosearch.export import ENGINES
+from cosearch.export import STACKS
 
 
 class OneLayer:
@@ -56,7 +54,7 @@ class OneLayer:
         return None if candidate.architecture["depth"] == 1 else "it has room for one layer"
 
 
-ENGINES.register("one_layer")(OneLayer())
+STACKS.register("one_layer")(OneLayer())
 '''
 
 SPACE = """
@@ -68,10 +66,10 @@ USE = """
 import random, sys
 from cosearch import axes
 from cosearch.__main__ import compose
-from cosearch.export import ENGINES
+from cosearch.export import STACKS
 from cosearch.settings import Settings
 
-assert "one_layer" in ENGINES.names() and "vllm" in ENGINES.names(), ENGINES.names()
+assert "one_layer" in STACKS.names() and "vllm" in STACKS.names(), STACKS.names()
 config = compose(["experiment=llm_decode", "proposer=random", "deploy=one_layer", f"space={sys.argv[1]}"])
 space = Settings.from_config(config).load_space()
 rng = random.Random(0)
@@ -81,7 +79,7 @@ print(space.why_invalid(space.reference.point | {"architecture.depth": 2}))
 
 
 def test_a_stack_of_another_package_is_deployed_to_by_name(tmp_path: Path):
-    install(tmp_path / "site", {"one_layer": ENGINE}, "[cosearch.engine]\none_layer = acme_cosearch.one_layer\n")
+    install(tmp_path / "site", {"one_layer": STACK}, "[cosearch.stack]\none_layer = acme_cosearch.one_layer\n")
     (tmp_path / "theirs.yaml").write_text(SPACE)
     result = python(tmp_path / "site", USE, str(tmp_path / "theirs.yaml"))
     assert result.returncode == 0, result.stderr

@@ -3,7 +3,7 @@
 import pytest
 
 from cosearch.core.candidate import Value
-from cosearch.export import ENGINES
+from cosearch.export import STACKS
 from cosearch.export.hugging_face import HuggingFace
 from tests.export.conftest import Choose
 
@@ -62,12 +62,12 @@ def test_sglang_takes_some_formats_in_whole_tiles_only(choose: Choose, weights: 
     formats: dict[str, Value] = {**HALF, "precision.weights": weights, "precision.matmul_inputs": inputs}
     formats["precision.rules"] = ("embedding=bfloat16",)
     narrow = choose(formats | {"architecture.width": 96})
-    assert ENGINES["vllm"].why_not(narrow) is None
-    assert ENGINES["sglang"].why_not(narrow) == (
+    assert STACKS["vllm"].why_not(narrow) is None
+    assert STACKS["sglang"].why_not(narrow) == (
         "attention.query and attention.key and attention.value of layer 0: "
         f"96 x 288 in {weights} by inputs as_is is not made of whole tiles of 128 x 64 or 64 x 128"
         if tiled
         else None
     )
     # Its keys and its values are 128 x 32 each, and 128 x 192 with the queries.
-    assert ENGINES["sglang"].why_not(choose(formats | {"architecture.attention": "mqa"})) is None
+    assert STACKS["sglang"].why_not(choose(formats | {"architecture.attention": "mqa"})) is None
