@@ -1,4 +1,5 @@
-"""Serving stacks, one per file: what each can load. To add one, write `<name>.py` here and register a `ServingStack`.
+"""Serving stacks, one per file: what each can load. To add one, write `<name>.py` here and register a `ServingStack`;
+`cosearch.testing.check_stack` then tests it.
 
 A search with `deploy=<name>` proposes only what that stack can load.
 """

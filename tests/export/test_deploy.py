@@ -1,11 +1,15 @@
 """A space to be deployed holds only what a stack loads."""
 
 import random
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cosearch import axes
+from cosearch import axes, testing
+from cosearch.core.candidate import Candidate, Value
 from cosearch.core.errors import UserError
 from cosearch.export import STACKS
 from cosearch.proposers import PROPOSERS, Setting
@@ -42,6 +46,34 @@ def test_an_unknown_stack_is_refused():
         axes.load_space("llm_decode", deploy="vlm")
 
 
+@dataclass
+class Wrong:
+    loads: Mapping[str, frozenset[Value]]
+    answer: Any
+
+    def why_not(self, candidate: Candidate) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("wrong", "rule"),
+    [
+        (Wrong({"architecture.atention": frozenset()}, None), "knobs that there are, not of 'architecture.atention'"),
+        (Wrong({"architecture.attention": frozenset({"mhaa"})}, None), "values that it can have: unknown value 'mhaa'"),
+        (
+            Wrong({"architecture.attention": frozenset({"mha"})}, None),
+            "architecture.attention='mqa', which is said nev",
+        ),
+        (Wrong({}, "never"), "one at least is not refused; the first is: never"),
+        (Wrong({}, False), "why not is told in words, not False"),
+    ],
+)
+def test_the_contract_finds_what_is_wrong(wrong: Wrong, rule: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(STACKS._entries, "wrong", wrong)
+    with pytest.raises(AssertionError, match=rule):
+        testing.check_stack("wrong")
+
+
 STACK = '''
 """Loads one layer only."""
 from cosearch.export import STACKS
@@ -64,12 +96,13 @@ reference: {architecture.depth: 1}
 
 USE = """
 import random, sys
-from cosearch import axes
+from cosearch import axes, testing
 from cosearch.__main__ import compose
 from cosearch.export import STACKS
 from cosearch.settings import Settings
 
 assert "one_layer" in STACKS.names() and "vllm" in STACKS.names(), STACKS.names()
+testing.check_stack("one_layer")
 config = compose(["experiment=llm_decode", "proposer=random", "deploy=one_layer", f"space={sys.argv[1]}"])
 space = Settings.from_config(config).load_space()
 rng = random.Random(0)
