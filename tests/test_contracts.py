@@ -8,6 +8,7 @@ import pytest
 from cosearch import testing
 from cosearch.architecture.attention import ATTENTION
 from cosearch.architecture.feedforward import FEEDFORWARD
+from cosearch.export import STACKS
 from cosearch.measure.process import Worker
 from cosearch.precision import FORMATS
 from cosearch.proposers import PROPOSERS
@@ -57,6 +58,11 @@ def test_tracker(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for variable in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / "home"))
     testing.check_tracker(name, tmp_path / "runs")
+
+
+@pytest.mark.parametrize("name", STACKS.names())
+def test_stack(name: str):
+    testing.check_stack(name)
 
 
 @pytest.mark.parametrize("name", TARGETS.names())

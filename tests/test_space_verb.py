@@ -85,7 +85,7 @@ def test_an_example_is_told_even_where_no_point_drawn_is_legal(capsys: Capture):
         (["name=llm_decode", "target=tpu9"], ["unknown target 'tpu9'", "Allowed: cpu"]),
         (
             ["name=llm_decode", "deploy=vlm"],
-            ["unknown engine 'vlm'; did you mean 'vllm'?", "Allowed: llama_cpp, sglang, vllm"],
+            ["unknown stack 'vlm'; did you mean 'vllm'?", "Allowed: llama_cpp, sglang, vllm"],
         ),
     ],
     ids=str,

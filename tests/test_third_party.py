@@ -1,11 +1,8 @@
 """A package of somebody else adds a number format and a proposer by entry points; nothing here knows of it."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+from tests.tiny import install, python
 
 FORMAT = '''
 """int8 with a power of two for its scale, so that reading back needs no product."""
@@ -122,23 +119,6 @@ config = compose(["experiment=llm_decode", "proposer=random", "proposer.name=in_
 assert Settings.from_config(config).proposer == "in_order"
 print("all is well")
 """
-
-
-def install(folder: Path, modules: dict[str, str], entry_points: str) -> None:
-    """What pip would leave of a package `acme_cosearch`."""
-    package, metadata = folder / "acme_cosearch", folder / "acme_cosearch-1.0.dist-info"
-    package.mkdir(parents=True)
-    metadata.mkdir()
-    for name, text in {"__init__": "", **modules}.items():
-        (package / f"{name}.py").write_text(text)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-cosearch\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(entry_points)
-
-
-def python(site: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(CHECKOUT)])}
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, env=environment, cwd=site, capture_output=True, text=True, check=False)
 
 
 def test_a_format_and_a_proposer_of_another_package_are_used_by_name(tmp_path: Path):

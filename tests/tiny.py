@@ -1,4 +1,5 @@
-"""The smallest search that has all its parts: a space, text to train on, and the overrides of a run."""
+"""The smallest search that has all its parts: a space, text to train on, and the overrides of a run; and packages of
+others, as pip would leave them."""
 
 import contextlib
 import os
@@ -107,3 +108,21 @@ def wait_until(true: Callable[[], object], seconds: float, what: str) -> None:
     while not true():
         assert time.monotonic() < until, f"not within {seconds} s: {what}"
         time.sleep(0.02)
+
+
+def install(folder: Path, modules: dict[str, str], entry_points: str) -> None:
+    """What pip would leave of a package `acme_cosearch`."""
+    package, metadata = folder / "acme_cosearch", folder / "acme_cosearch-1.0.dist-info"
+    package.mkdir(parents=True)
+    metadata.mkdir()
+    for name, text in {"__init__": "", **modules}.items():
+        (package / f"{name}.py").write_text(text)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-cosearch\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(entry_points)
+
+
+def python(site: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` where what is installed in `site` is found."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=environment, cwd=site, capture_output=True, text=True, check=False)

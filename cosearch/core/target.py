@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Target:
-    """A chip. Peaks are upper limits: a datasheet's, or the best that was measured.
+    """What a chip can do at best. Peaks are upper limits: a datasheet's, or the best that was measured.
 
     `platform` is JAX's name for its kind of device. `peak_flops_per_s` is by the dtype of the operands.
     `cache_bytes` is what may stay on the chip from one run to the next, and so need not be read at

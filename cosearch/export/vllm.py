@@ -1,25 +1,7 @@
-"""vLLM loads Hugging Face folders, quantised as compressed-tensors says: int8 and float8 with and without rounded
-inputs, int4 by groups, nvfp4; the
-embedding is not quantised. Its cache is in the activations' dtype or in float8."""
+"""vLLM 0.33.0 loads Hugging Face folders of any sizes: what its Marlin kernels multiply it pads to the whole tiles that
+they need, since June 2026 (https://github.com/vllm-project/vllm/pull/45295)."""
 
-from cosearch.export import ENGINES
-from cosearch.export.llama import LlamaEngine
+from cosearch.export import STACKS
+from cosearch.export.hugging_face import HuggingFace
 
-_PAIRS = frozenset(
-    {
-        ("float32", "as_is"),
-        ("bfloat16", "as_is"),
-        ("int8", "as_is"),
-        ("int8", "int8"),
-        ("float8_e4m3", "as_is"),
-        ("float8_e4m3", "float8_e4m3"),
-        ("int4_g32", "as_is"),
-        ("int4_g64", "as_is"),
-        ("int4_g128", "as_is"),
-        ("nvfp4", "as_is"),
-    }
-)
-_CACHES = frozenset({"float32", "bfloat16", "float8_e4m3"})
-
-
-ENGINES.register("vllm")(LlamaEngine(_PAIRS, _CACHES, embeddings=frozenset({"float32", "bfloat16"})))
+STACKS.register("vllm")(HuggingFace())

@@ -1,7 +1,8 @@
-"""Chips, one per file. To add one, write `<name>.py` here and register a `Chip`.
+"""Chips, one per file. To add one, write `<name>.py` here and register a `Chip`; `cosearch.testing.check_target` then
+tests it.
 
-A chip that is at hand may be measured: it gets the cache folder and a way to run `measure/peaks.py` in a
-worker. One that is not is a literal from its datasheet, cited.
+The chip of a search is its target. One that is at hand may be measured: it gets the cache folder and a way to run
+`measure/peaks.py` in a worker. One that is not is a literal from its datasheet, cited.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ class Chip(Protocol):
         ...
 
     def target(self, cache: Path, measure_peaks: MeasurePeaks) -> Target:
-        """Its peaks and sizes."""
+        """What it can do at best."""
         ...
 
 

@@ -11,6 +11,7 @@ from cosearch.testing.architecture import check_attention, check_feedforward
 from cosearch.testing.precision import check_format
 from cosearch.testing.proposers import check_proposer, small_problem, small_space
 from cosearch.testing.sparsity import check_pattern, random_moments
+from cosearch.testing.stacks import check_stack
 from cosearch.testing.targets import check_target
 from cosearch.testing.trackers import check_tracker
 
@@ -20,6 +21,7 @@ __all__ = [
     "check_format",
     "check_pattern",
     "check_proposer",
+    "check_stack",
     "check_target",
     "check_tracker",
     "random_moments",

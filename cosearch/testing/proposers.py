@@ -2,7 +2,7 @@
 
 import random
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,19 @@ def small_space(knobs: Mapping[str, Sequence[Any]]) -> Space:
         path = Path(folder) / "small.yaml"
         path.write_text(yaml.safe_dump({"knobs": {k: list(v) for k, v in knobs.items()}, "reference": reference}))
         return axes.load_space(str(path))
+
+
+def reasons(why_not: Callable[[Candidate], str | None], space: Space) -> dict[Candidate, str | None]:
+    """What `why_not` answers of every candidate of a small space: None of one at least, and a text where not None."""
+    candidates = filter(None, map(space.candidate, space.points()))
+    found = {candidate: why_not(candidate) for candidate in candidates}
+    for why in found.values():
+        require(why is None or (isinstance(why, str) and why.strip() != ""), f"why not is told in words, not {why!r}")
+    first = next(iter(found.values()))
+    require(
+        None in found.values(), f"of {len(found)} small candidates one at least is not refused; the first is: {first}"
+    )
+    return found
 
 
 def small_problem() -> Problem:

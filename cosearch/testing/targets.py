@@ -1,4 +1,4 @@
-"""The contract of targets: finite peaks with a source, measured once."""
+"""The contract of targets: finite peaks with a source, measured once, and why they cannot run what they cannot."""
 
 import json
 import math
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from cosearch.core.target import Target
 from cosearch.targets import TARGETS, MeasurePeaks
 from cosearch.testing.common import require
+from cosearch.testing.proposers import KNOBS, reasons, small_space
 
 
 def check_target(name: str, folder: Path, measure_peaks: MeasurePeaks) -> None:
@@ -21,6 +22,7 @@ def check_target(name: str, folder: Path, measure_peaks: MeasurePeaks) -> None:
         calls.append(1)
         return measure_peaks()
 
+    reasons(TARGETS[name].why_not, small_space(KNOBS))
     target = TARGETS[name].target(folder, counted)
     require(target.name == name, f"a target bears its registered name {name!r}, not {target.name!r}")
     require(bool(target.platform and target.source), "a target names JAX's platform, and the source of its figures")
