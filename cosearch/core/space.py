@@ -263,23 +263,18 @@ class Space:
             if candidate is not None:
                 return candidate
         # A small space is walked whole, so that "no legal point" is certain.
-        survey = Survey()
+        refusals = Refusals()
         for raw in self.points() if self.size <= tries else (self.draw(rng) for _ in range(tries)):
-            survey.add(self, raw)
-            if survey.example is not None:
-                return survey.example
+            point = self.canonical(raw)
+            broken = self.broken_rule(point)
+            if broken is None:
+                return Candidate.from_point(point)
+            refusals.add(*broken)
         which = "points" if self.size <= tries else "sampled points"
         raise UserError(
-            f"the space {self.name!r} has no legal point; its {survey.drawn} {which} are refused by\n"
-            + "\n".join(survey.reasons())
+            f"the space {self.name!r} has no legal point; its {refusals.total} {which} are refused by\n"
+            + "\n".join(refusals.lines(refusals.total))
         )
-
-    def survey(self, rng: random.Random, draws: int) -> "Survey":
-        """What `draws` raw points, drawn uniformly, tell of the space."""
-        survey = Survey()
-        for _ in range(draws):
-            survey.add(self, self.draw(rng))
-        return survey
 
     def candidate(self, raw: Point) -> Candidate | None:
         """The candidate of a raw point, or None where a rule refuses it."""
@@ -311,47 +306,26 @@ class Space:
 
 
 @dataclass
-class Survey:
-    """Raw points of a space, counted: how many are legal, and which rules refuse the others.
+class Refusals:
+    """How many points each rule refuses, and why it refused the first."""
 
-    `distinct` has, for each point drawn, the part of one legal candidate that it stands for: points that differ in
-    inactive knobs only are the same candidate.
-    """
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, str] = field(default_factory=dict)
 
-    drawn: int = 0
-    legal: int = 0
-    distinct: list[float] = field(default_factory=list)
-    refusals: Counter[str] = field(default_factory=Counter)
-    reason: dict[str, str] = field(default_factory=dict)
-    example: Candidate | None = None
+    def add(self, rule: str, why: str) -> None:
+        """Count one point."""
+        self.counts[rule] += 1
+        self.reasons.setdefault(rule, why)
 
-    def add(self, space: Space, raw: Point) -> None:
-        """Count one raw point."""
-        self.drawn += 1
-        point = space.canonical(raw)
-        broken = space.broken_rule(point)
-        if broken is None:
-            self.legal += 1
-            self.example = self.example or Candidate.from_point(point)
-            same = math.prod(len(space.knobs[name]) for name in raw if name not in point)
-            self.distinct.append(1 / same)
-            return
-        self.distinct.append(0.0)
-        self.refusals[broken[0]] += 1
-        self.reason.setdefault(*broken)
+    @property
+    def total(self) -> int:
+        return self.counts.total()
 
-    def candidates(self, space: Space) -> tuple[float, tuple[float, float]]:
-        """How many distinct legal candidates the space has, by these points: the estimate and its 90 % interval."""
-        mean = sum(self.distinct) / self.drawn
-        variance = sum((one - mean) ** 2 for one in self.distinct) / self.drawn**2
-        reach = 1.645 * math.sqrt(variance)
-        return mean * space.size, (max(mean - reach, 0.0) * space.size, (mean + reach) * space.size)
-
-    def reasons(self, most: int = 5) -> list[str]:
-        """A line for each of the rules that refuse most."""
+    def lines(self, points: int, most: int = 5) -> list[str]:
+        """A line for each of the rules that refuse most, with its share of `points`."""
         return [
-            f"  {count / self.drawn:5.0%}  rule {rule!r}, for example: {self.reason[rule]}"
-            for rule, count in self.refusals.most_common(most)
+            f"  {count / points:5.0%}  rule {rule!r}, for example: {self.reasons[rule]}"
+            for rule, count in self.counts.most_common(most)
         ]
 
 
