@@ -114,9 +114,9 @@ def load_space(
     rules = list(RULES)
     if target is not None:
         rules.append(_rule(f"{target} runs it", TARGETS[target].why_not))
-    only: Mapping[str, frozenset[Value]] = {}
+    only: dict[str, Mapping[str, frozenset[Value]]] = {}
     if deploy is not None:
-        only = ENGINES[deploy].loads
+        only[f"deploy={deploy}"] = ENGINES[deploy].loads
         rules.append(_rule(f"{deploy} loads it", ENGINES[deploy].why_not))
     return Space.from_yaml(path, declared_knobs(), rules, overrides, only)
 

@@ -195,10 +195,11 @@ def test_values_that_a_stack_never_loads_are_left_out(name: str):
     assert space.knobs["architecture.attention"] == ("mha", "gqa", "mqa")
     assert space.knobs["sparsity.pattern"] == ("dense", "structured")
     assert ("float8_e4m3" in space.knobs["precision.weights"]) is (name != "llama_cpp")
-    with pytest.raises(
-        UserError, match=r"knobs\.architecture\.attention: none of 'mla' is left\. Allowed here: gqa, mha, mqa"
-    ):
+    with pytest.raises(UserError) as caught:
         axes.load_space("llm_decode_full", {"architecture.attention": ["mla"]}, target="cpu", deploy=name)
+    assert str(caught.value).endswith(
+        f"knobs.architecture.attention: deploy={name} allows none of 'mla'. Allowed: gqa, mha, mqa"
+    )
 
 
 @pytest.mark.parametrize("name", STACKS)
@@ -241,6 +242,15 @@ def test_a_space_to_be_deployed_holds_only_what_is_loaded(name: str):
         assert axes.served_shape(candidate).uniform
     refused = space.reference.point | {"architecture.attention": "mla", "architecture.latent": 32}
     assert str(space.why_invalid(refused)).startswith(f"rule '{name} loads it': attention 'mla' is of no Llama-like")
+
+
+def test_a_stack_that_names_an_unknown_knob_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(type(ENGINES["vllm"]), "loads", {"architecture.atention": frozenset({"mha"})})
+    with pytest.raises(UserError) as caught:
+        axes.load_space("llm_decode", deploy="vllm")
+    assert str(caught.value).startswith(
+        "deploy=vllm: unknown knob 'architecture.atention'; did you mean 'architecture.attention'? Allowed: "
+    )
 
 
 def test_an_unknown_stack_is_refused():
