@@ -68,12 +68,17 @@ def plain(candidate: Candidate) -> Candidate:
     return Candidate.from_point(point)
 
 
-def _why_no_shape(point: Point) -> str | None:
-    try:
-        served_shape(Candidate.from_point(point))
-    except Rejected as rejection:
-        return str(rejection)
-    return None
+def _fits(shape: Callable[[Candidate], DecoderShape]) -> Callable[[Point], str | None]:
+    """Why a point has no such shape."""
+
+    def why(point: Point) -> str | None:
+        try:
+            shape(Candidate.from_point(point))
+        except Rejected as rejection:
+            return str(rejection)
+        return None
+
+    return why
 
 
 def _why_no_formats(point: Point) -> str | None:
@@ -91,7 +96,8 @@ def _why_no_scan(point: Point) -> str | None:
 
 
 RULES = (
-    Rule("sizes fit", _why_no_shape),
+    Rule("architecture fits", _fits(dense_shape)),
+    Rule("sparsity fits", _fits(served_shape)),
     Rule("formats hold the matrices", _why_no_formats),
     Rule("scan needs equal layers", _why_no_scan),
 )
