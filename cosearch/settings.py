@@ -1,11 +1,11 @@
 """The settings of a run: what Hydra composed, as plain and checked values; saved in the run's `config.yaml`."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from cosearch import axes
+from cosearch.core import check
 from cosearch.core.errors import UserError
 from cosearch.core.problem import Constraint, Objective
 from cosearch.core.registry import did_you_mean
@@ -128,8 +128,7 @@ def _check_numbers(
             if complete:
                 raise UserError(f"{where}: {key!r} is missing")
             continue
-        value, least = data[key], 0 if key == "seed" else 1e-9
-        whole = kind is int
-        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if not number or not least <= value < math.inf:
-            raise UserError(f"{where}.{key}: {value!r} is not a {'whole number' if whole else 'number'} above 0")
+        if kind is int:
+            check.whole(data[key], 0 if key == "seed" else 1, f"{where}.{key}")
+        else:
+            check.positive(data[key], f"{where}.{key}")
