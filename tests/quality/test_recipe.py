@@ -1,15 +1,25 @@
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cosearch.core.errors import UserError
+from cosearch.paths import CONF
 from cosearch.quality import Recipe
 
 
 def test_a_recipe_survives_json():
     recipe = Recipe(steps=20, seed=7)
     assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "quality").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_in_conf_says_all_of_itself(path: Path):
+    data = yaml.safe_load(path.read_text())
+    assert Recipe.from_json(data).to_json() == data
+    assert path.stem != "short" or Recipe.from_json(data) == Recipe()
 
 
 @pytest.mark.parametrize("key", ["recovery_steps", "distillation", "recall_rows", "seed"])
