@@ -19,7 +19,7 @@ USAGE = """python -m cosearch [search] experiment=NAME [key=value …]   search,
 python -m cosearch resume run=DIR                               continue a search after any stop
 python -m cosearch report run=DIR                               write pareto.json and report.html anew
 python -m cosearch generate artifact=DIR prompt=TEXT [tokens=64] [temperature=0] [seed=0]
-python -m cosearch space name=SPACE [draws=20000] [target=cpu] [deploy=STACK]   how large a search space is
+python -m cosearch space name=SPACE [draws=20000] [seed=0] [target=cpu] [deploy=STACK]   how large a search space is
 python -m cosearch doctor                                       what this machine can do, and what is missing"""
 
 _INTERRUPTED = 130

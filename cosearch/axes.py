@@ -13,7 +13,7 @@ from cosearch.core.candidate import Candidate, Choices, Point, Value
 from cosearch.core.errors import Rejected, UserError
 from cosearch.core.registry import did_you_mean
 from cosearch.core.space import Knob, Rule, Space
-from cosearch.export import ENGINES
+from cosearch.export import STACKS
 from cosearch.paths import SEARCH_SPACES
 from cosearch.precision import Precision
 from cosearch.schedule import Schedule
@@ -68,12 +68,17 @@ def plain(candidate: Candidate) -> Candidate:
     return Candidate.from_point(point)
 
 
-def _why_no_shape(point: Point) -> str | None:
-    try:
-        served_shape(Candidate.from_point(point))
-    except Rejected as rejection:
-        return str(rejection)
-    return None
+def _fits(shape: Callable[[Candidate], DecoderShape]) -> Callable[[Point], str | None]:
+    """Why a point has no such shape."""
+
+    def why(point: Point) -> str | None:
+        try:
+            shape(Candidate.from_point(point))
+        except Rejected as rejection:
+            return str(rejection)
+        return None
+
+    return why
 
 
 def _why_no_formats(point: Point) -> str | None:
@@ -91,7 +96,8 @@ def _why_no_scan(point: Point) -> str | None:
 
 
 RULES = (
-    Rule("sizes fit", _why_no_shape),
+    Rule("architecture fits", _fits(dense_shape)),
+    Rule("sparsity fits", _fits(served_shape)),
     Rule("formats hold the matrices", _why_no_formats),
     Rule("scan needs equal layers", _why_no_scan),
 )
@@ -114,10 +120,10 @@ def load_space(
     rules = list(RULES)
     if target is not None:
         rules.append(_rule(f"{target} runs it", TARGETS[target].why_not))
-    only: Mapping[str, frozenset[Value]] = {}
+    only: dict[str, Mapping[str, frozenset[Value]]] = {}
     if deploy is not None:
-        only = ENGINES[deploy].loads
-        rules.append(_rule(f"{deploy} loads it", ENGINES[deploy].why_not))
+        only[f"deploy={deploy}"] = STACKS[deploy].loads
+        rules.append(_rule(f"{deploy} loads it", STACKS[deploy].why_not))
     return Space.from_yaml(path, declared_knobs(), rules, overrides, only)
 
 

@@ -1,24 +1,24 @@
 """The settings of a run: what Hydra composed, as plain and checked values; saved in the run's `config.yaml`."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from cosearch import axes
+from cosearch.core import check
 from cosearch.core.errors import UserError
 from cosearch.core.problem import Constraint, Objective
 from cosearch.core.registry import did_you_mean
 from cosearch.core.space import Space
 from cosearch.core.workload import Workload
-from cosearch.export import ENGINES
+from cosearch.export import STACKS
 from cosearch.proposers import PROPOSERS
 from cosearch.quality import Recipe
 from cosearch.report import TRACKERS, Budget
 from cosearch.stages import Limits
 from cosearch.targets import TARGETS
 
-VERSION = 1
+VERSION = 2
 """Of `config.yaml` and the run folder; a run folder of another version is refused."""
 
 _KINDS: Mapping[str, type[list] | type[dict]] = {
@@ -86,7 +86,7 @@ class Settings:
             space=str(config["space"]),
             knobs=dict(config["knobs"] or {}),
             target=_name(config["target"], TARGETS, "target"),
-            deploy=None if config["deploy"] is None else _name(config["deploy"], ENGINES, "deploy"),
+            deploy=None if config["deploy"] is None else _name(config["deploy"], STACKS, "deploy"),
             workload=Workload.from_json(config["workload"] or {}),
             objectives=tuple(Objective.parse(text) for text in config["objectives"]),
             constraints=tuple(Constraint.parse(text) for text in config["constraints"] or ()),
@@ -128,8 +128,7 @@ def _check_numbers(
             if complete:
                 raise UserError(f"{where}: {key!r} is missing")
             continue
-        value, least = data[key], 0 if key == "seed" else 1e-9
-        whole = kind is int
-        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if not number or not least <= value < math.inf:
-            raise UserError(f"{where}.{key}: {value!r} is not a {'whole number' if whole else 'number'} above 0")
+        if kind is int:
+            check.whole(data[key], 0 if key == "seed" else 1, f"{where}.{key}")
+        else:
+            check.positive(data[key], f"{where}.{key}")

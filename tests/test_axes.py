@@ -26,14 +26,14 @@ def space() -> Space:
             {"architecture.attention": ("mha", "mqa"), "schedule.layers": "scan"},
             ["rule 'scan needs equal layers'", "schedule.layers='scan'", "'unroll'"],
         ),
-        ({"architecture.head_dim": 24}, ["rule 'sizes fit'", "heads of 24", "width of 64"]),
+        ({"architecture.head_dim": 24}, ["rule 'architecture fits'", "heads of 24", "width of 64"]),
         (
             {"architecture.attention": "gqa", "architecture.kv_heads": 3},
-            ["rule 'sizes fit'", "4 query heads cannot share 3 key/value heads"],
+            ["rule 'architecture fits'", "4 query heads cannot share 3 key/value heads"],
         ),
         (
             {"sparsity.pattern": "structured", "sparsity.heads_kept": 1.0, "sparsity.channels_kept": 1.0},
-            ["rule 'sizes fit'", "heads_kept, channels_kept and layers_kept"],
+            ["rule 'sparsity fits'", "heads_kept, channels_kept and layers_kept"],
         ),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 
 from cosearch import __main__ as cli
 from cosearch.__main__ import main
+from cosearch.settings import VERSION
 from tests import tiny
 
 Capture = pytest.CaptureFixture[str]
@@ -61,17 +62,17 @@ def refused(capsys: Capture, *arguments: str) -> str:
         ("knobs.schedule.compiler_options=[[xla_nope]]", ["knobs.schedule.compiler_options", "must read 'name=value'"]),
         ("knobs.architecture.width=[24]", ["has no legal point", "heads of 16 do not divide a width of 24"]),
         ("knobs=3", ["knobs: 3 is not a mapping"]),
-        ("budget.trials=-1", ["budget.trials: -1 is not a whole number above 0"]),
+        ("budget.trials=-1", ["budget.trials: -1 is not a whole number of at least 1"]),
         ("budget.trials=0", ["budget.trials: 0"]),
         ("budget.trials=2.5", ["budget.trials: 2.5"]),
         ("budget.trials=many", ["budget.trials: 'many'"]),
-        ("budget.seconds=-5", ["budget.seconds: -5"]),
+        ("budget.seconds=-5", ["budget.seconds: -5 is not a number above 0"]),
         ("budget.seconds=nan", ["budget.seconds: nan"]),
         ("+budget.hours=1", ["budget: unknown key 'hours'", "Allowed: trials, seconds"]),
         ("budget=5", ["budget: 5 is not a mapping"]),
         ("budget.trial=5", ["budget.trial", "trial"]),
         ("seed=text", ["seed: 'text' is not a whole number"]),
-        ("seed=-1", ["seed: -1"]),
+        ("seed=-1", ["seed: -1 is not a whole number of at least 0"]),
         ("measure_seconds=0", ["measure_seconds: 0"]),
         ("trackers=[htm]", ["trackers: unknown value 'htm'", "did you mean 'html'?"]),
         ("trackers=html", ["trackers: 'html' is not a list"]),
@@ -184,17 +185,22 @@ def test_help_is_no_error(capsys: Capture):
     ("change", "message"),
     [
         (
-            lambda text: text.replace("version: 1", "version: 2"),
-            "version 2; this cosearch reads run folders of version 1",
+            lambda text: text.replace(f"version: {VERSION}", f"version: {VERSION + 1}"),
+            f"version {VERSION + 1}; this cosearch reads run folders of version {VERSION}",
         ),
-        (lambda text: text.replace("version: 1\n", ""), "version None; this cosearch reads"),
+        (
+            # As it was before there was a `deploy`.
+            lambda text: text.replace(f"version: {VERSION}", "version: 1").replace("deploy: null\n", ""),
+            f"version 1; this cosearch reads run folders of version {VERSION}",
+        ),
+        (lambda text: text.replace(f"version: {VERSION}\n", ""), "version None; this cosearch reads"),
         (lambda text: text[: len(text) // 2] + "\n  : [", "not readable as YAML"),
         (lambda text: "", "must hold a mapping"),
         (lambda text: text.replace("target: cpu", "target: tpu9"), "target: unknown value 'tpu9'"),
         (lambda text: text.replace("seed: 0\nmeas", "meas"), "'seed' is missing"),
         (lambda text: text + "evil: !!python/object/apply:os.getpid []\n", "not readable as YAML"),
     ],
-    ids=["version", "no version", "cut", "empty", "target", "no seed", "tag"],
+    ids=["newer", "older", "no version", "cut", "empty", "target", "no seed", "tag"],
 )
 def test_a_wrong_run_folder_is_refused(
     run_copy: Path, capsys: Capture, verb: str, change: Callable[[str], str], message: str

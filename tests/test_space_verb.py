@@ -9,6 +9,7 @@ import yaml
 from cosearch import axes
 from cosearch.__main__ import main
 from cosearch.core.candidate import Candidate, as_value
+from cosearch.core.survey import Survey
 
 Capture = pytest.CaptureFixture[str]
 NUMBER = r"([\d.]+(?:e[+-]\d+)?)"
@@ -25,22 +26,26 @@ def told(capsys: Capture, *arguments: str) -> str:
 def test_a_space_is_told_by_its_size_its_legal_share_its_candidates_and_an_example(capsys: Capture):
     out = told(capsys, "name=llm_decode_full", "draws=300")
     space = axes.load_space("llm_decode_full", target="cpu")
-    survey = space.survey(random.Random(0), 300)
+    survey, rng = Survey(space), random.Random(0)
+    for _ in range(300):
+        survey.draw(rng)
     varied = [knob for knob, values in space.knobs.items() if len(values) > 1]
     assert out.startswith("llm_decode_full for cpu\n")
     assert f"\n{space.size:.3g} points: all combinations of the values of {len(varied)} knobs\n" in out
-    assert f"\n{survey.legal / 300:.1%} of 300 points drawn are legal\n" in out
+    assert f"\n{survey.points.count:.3g} candidates: points that differ in inactive knobs only are one\n" in out
+    low, high = survey.share()
+    assert f"\n{survey.legal / 300:.2%} [{low:.2%}, {high:.2%}] of 300 candidates drawn are legal\n" in out
     for knob in varied:
         assert f"{knob.partition('.')[2]} {len(space.knobs[knob])}" in out
 
-    found = re.search(rf"\n{NUMBER} legal candidates that differ \[{NUMBER}, {NUMBER}\]", out)
+    found = re.search(rf"\n{NUMBER} \[{NUMBER}, {NUMBER}\] candidates are legal, by these; in brackets 90% interv", out)
     assert found is not None, out
-    estimate, low, high = map(float, found.groups())
-    assert 0 <= low < estimate < high < space.size
-    assert estimate == pytest.approx(survey.candidates(space)[0], rel=0.05)
+    least, estimate, most = (survey.points.count * share for share in (low, survey.legal / 300, high))
+    assert tuple(map(float, found.groups())) == pytest.approx((estimate, least, most), rel=0.05)
+    assert 0 < least < estimate < most < survey.points.count < space.size
 
     assert "the others are refused by\n" in out
-    for name, count in survey.refusals.items():
+    for name, count in survey.refusals.counts.items():
         assert f"{count / 300:5.0%}  rule {name!r}, for example: " in out
 
     head, _, example = out.partition("\nan example, ")
@@ -58,10 +63,10 @@ def test_the_same_seed_tells_the_same_and_another_one_differs(capsys: Capture):
     assert told(capsys, "name=llm_decode", "draws=50", "seed=2") != first
 
 
-def test_an_example_is_told_even_where_no_point_drawn_is_legal(capsys: Capture):
+def test_an_example_is_told_even_where_no_candidate_drawn_is_legal(capsys: Capture):
     out = told(capsys, "name=llm_decode_full", "draws=1", "deploy=sglang")
     assert out.startswith("llm_decode_full for cpu, to be loaded by sglang\n")
-    assert "\n0.0% of 1 points drawn are legal\n" in out
+    assert re.search(r"\n0\.00% \[0\.00%, \d\d\.\d\d%\] of 1 candidates drawn are legal\n", out)
     uid, _, text = out.partition("\nan example, ")[2].partition(":\n")
     point = {knob: as_value(value) for knob, value in yaml.safe_load(text).items()}
     assert Candidate.from_point(point).uid == uid

@@ -153,75 +153,25 @@ class Space:
         declared: Mapping[str, Knob],
         rules: Sequence[Rule] = (),
         overrides: Mapping[str, Any] | None = None,
-        only: Mapping[str, frozenset[Value]] | None = None,
+        only: Mapping[str, Mapping[str, frozenset[Value]]] | None = None,
     ) -> "Space":
-        """Read a space; `overrides` replaces the values of some knobs, `only` leaves out all values but these (of a
-        list by layer, all that stand in it).
+        """Read a space; `overrides` replaces the values of some knobs, `only` leaves out, for each who asks for it, all
+        values of some knobs but these (of a list by layer, all that stand in it).
 
         Raises:
             UserError: the file cannot be read, or a key, knob, value or expression in it is wrong.
         """
         data = read_yaml(path)
         _check_keys(data, ("knobs", "when", "rules", "reference"), str(path))
-        raw = {**_mapping(data, "knobs", path), **(overrides or {})}
-        if not raw:
-            raise UserError(
-                f"{path}: 'knobs' is empty. A space needs at least one knob, for example of {sorted(declared)[:3]}"
-            )
-        # A knob that the space leaves out stands at its default, so that a point always says all of itself.
-        knobs: dict[str, tuple[Value, ...]] = {name: (knob.default,) for name, knob in declared.items()}
-        for name, values in raw.items():
-            at = f"{path}: knobs.{name}"
-            _check_known(name, declared, at)
-            values = values if isinstance(values, list) else [values]
-            knobs[name] = tuple(as_value(value) for value in values)
-            if not values or len(set(map(repr, knobs[name]))) < len(values):
-                raise UserError(f"{at}: needs a list of at least one value, each only once, and has {values!r}")
-            for value in knobs[name]:
-                if why := declared[name].refusal(value):
-                    raise UserError(f"{at}: {why}")
-        for name, allowed in (only or {}).items():
-            left = tuple(v for v in knobs[name] if allowed.issuperset(v if isinstance(v, tuple) else (v,)))
-            if not left:
-                raise UserError(
-                    f"{path}: knobs.{name}: none of {', '.join(map(repr, knobs[name]))} is left. "
-                    f"Allowed here: {', '.join(sorted(map(str, allowed)))}"
-                )
-            knobs[name] = left
-
-        when: dict[str, Condition] = {}
-        for name, knob in declared.items():
-            if knob.used_by:
-                chooser, variants = knob.used_by
-                when[name] = Expression(" or ".join(f"{variant!r} in {chooser}" for variant in variants))
-        for name, text in _mapping(data, "when", path).items():
-            at = f"{path}: when.{name}"
-            _check_known(name, declared, at)
-            when[name] = _expression(text, at, declared)
-
-        own_rules = []
-        entries = data.get("rules") or []
-        if not isinstance(entries, list):
-            raise UserError(f"{path}: 'rules' must be a list")
-        for index, entry in enumerate(entries):
-            at = f"{path}: rules[{index}]"
-            if not isinstance(entry, dict) or set(entry) != {"name", "require", "because"}:
-                raise UserError(f"{at}: must have exactly the keys name, require, because")
-            condition = _expression(entry["require"], at, declared)
-            own_rules.append(Rule.require(str(entry["name"]), condition, str(entry["because"])))
-
-        point = {name: knob.default for name, knob in declared.items()}
-        for name, value in _mapping(data, "reference", path).items():
-            at = f"{path}: reference.{name}"
-            _check_known(name, declared, at)
-            point[name] = as_value(value)
-            if why := declared[name].refusal(point[name]):
-                raise UserError(f"{at}: {why}")
+        knobs = _knobs({**_mapping(data, "knobs", path), **(overrides or {})}, path, declared)
+        for asker, allowed in (only or {}).items():
+            knobs |= _narrowed(knobs, allowed, asker, path)
+        when, own_rules = _conditions(data, path, declared), _own_rules(data, path, declared)
         space = cls(path.stem, knobs, when, (*own_rules, *rules))
-        reference = space.canonical(point)
+        reference = space.canonical(_reference(data, path, declared))
         if why := space.why_invalid(reference):
             raise UserError(f"{path}: reference: {why}")
-        space = cls(path.stem, knobs, when, space.rules, Candidate.from_point(reference))
+        space = replace(space, reference=Candidate.from_point(reference))
         space.sample(random.Random(0))
         return space
 
@@ -263,23 +213,18 @@ class Space:
             if candidate is not None:
                 return candidate
         # A small space is walked whole, so that "no legal point" is certain.
-        survey = Survey()
+        refusals = Refusals()
         for raw in self.points() if self.size <= tries else (self.draw(rng) for _ in range(tries)):
-            survey.add(self, raw)
-            if survey.example is not None:
-                return survey.example
+            point = self.canonical(raw)
+            broken = self.broken_rule(point)
+            if broken is None:
+                return Candidate.from_point(point)
+            refusals.add(*broken)
         which = "points" if self.size <= tries else "sampled points"
         raise UserError(
-            f"the space {self.name!r} has no legal point; its {survey.drawn} {which} are refused by\n"
-            + "\n".join(survey.reasons())
+            f"the space {self.name!r} has no legal point; its {refusals.total} {which} are refused by\n"
+            + "\n".join(refusals.lines(refusals.total))
         )
-
-    def survey(self, rng: random.Random, draws: int) -> "Survey":
-        """What `draws` raw points, drawn uniformly, tell of the space."""
-        survey = Survey()
-        for _ in range(draws):
-            survey.add(self, self.draw(rng))
-        return survey
 
     def candidate(self, raw: Point) -> Candidate | None:
         """The candidate of a raw point, or None where a rule refuses it."""
@@ -313,47 +258,26 @@ class Space:
 
 
 @dataclass
-class Survey:
-    """Raw points of a space, counted: how many are legal, and which rules refuse the others.
+class Refusals:
+    """How many points each rule refuses, and why it refused the first."""
 
-    `distinct` has, for each point drawn, the part of one legal candidate that it stands for: points that differ in
-    inactive knobs only are the same candidate.
-    """
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, str] = field(default_factory=dict)
 
-    drawn: int = 0
-    legal: int = 0
-    distinct: list[float] = field(default_factory=list)
-    refusals: Counter[str] = field(default_factory=Counter)
-    reason: dict[str, str] = field(default_factory=dict)
-    example: Candidate | None = None
+    def add(self, rule: str, why: str) -> None:
+        """Count one point."""
+        self.counts[rule] += 1
+        self.reasons.setdefault(rule, why)
 
-    def add(self, space: Space, raw: Point) -> None:
-        """Count one raw point."""
-        self.drawn += 1
-        point = space.canonical(raw)
-        broken = space.broken_rule(point)
-        if broken is None:
-            self.legal += 1
-            self.example = self.example or Candidate.from_point(point)
-            same = math.prod(len(space.knobs[name]) for name in raw if name not in point)
-            self.distinct.append(1 / same)
-            return
-        self.distinct.append(0.0)
-        self.refusals[broken[0]] += 1
-        self.reason.setdefault(*broken)
+    @property
+    def total(self) -> int:
+        return self.counts.total()
 
-    def candidates(self, space: Space) -> tuple[float, tuple[float, float]]:
-        """How many distinct legal candidates the space has, by these points: the estimate and its 90 % interval."""
-        mean = sum(self.distinct) / self.drawn
-        variance = sum((one - mean) ** 2 for one in self.distinct) / self.drawn**2
-        reach = 1.645 * math.sqrt(variance)
-        return mean * space.size, (max(mean - reach, 0.0) * space.size, (mean + reach) * space.size)
-
-    def reasons(self, most: int = 5) -> list[str]:
-        """A line for each of the rules that refuse most."""
+    def lines(self, points: int, most: int = 5) -> list[str]:
+        """A line for each of the rules that refuse most, with its share of `points`."""
         return [
-            f"  {count / self.drawn:5.0%}  rule {rule!r}, for example: {self.reason[rule]}"
-            for rule, count in self.refusals.most_common(most)
+            f"  {count / points:5.0%}  rule {rule!r}, for example: {self.reasons[rule]}"
+            for rule, count in self.counts.most_common(most)
         ]
 
 
@@ -401,7 +325,7 @@ def _check_keys(data: Mapping[str, Any], allowed: tuple[str, ...], where: str) -
             raise UserError(f"{where}: unknown key {key!r}{did_you_mean(str(key), allowed)}")
 
 
-def _check_known(name: str, declared: Mapping[str, Knob], where: str) -> None:
+def _check_known(name: str, declared: Mapping[str, Any], where: str) -> None:
     if name not in declared:
         raise UserError(f"{where}: unknown knob {name!r}{did_you_mean(str(name), tuple(sorted(declared)))}")
 
@@ -411,6 +335,83 @@ def _mapping(data: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]
     if not isinstance(value, dict):
         raise UserError(f"{path}: {key!r} must be a mapping")
     return value
+
+
+def _knobs(raw: Mapping[str, Any], path: Path, declared: Mapping[str, Knob]) -> dict[str, tuple[Value, ...]]:
+    """Every declared knob's values. One that the space leaves out stands at its default, so that a point always says
+    all of itself."""
+    if not raw:
+        raise UserError(
+            f"{path}: 'knobs' is empty. A space needs at least one knob, for example of {sorted(declared)[:3]}"
+        )
+    knobs: dict[str, tuple[Value, ...]] = {name: (knob.default,) for name, knob in declared.items()}
+    for name, values in raw.items():
+        at = f"{path}: knobs.{name}"
+        _check_known(name, declared, at)
+        values = values if isinstance(values, list) else [values]
+        knobs[name] = tuple(as_value(value) for value in values)
+        if not values or len(set(map(repr, knobs[name]))) < len(values):
+            raise UserError(f"{at}: needs a list of at least one value, each only once, and has {values!r}")
+        for value in knobs[name]:
+            if why := declared[name].refusal(value):
+                raise UserError(f"{at}: {why}")
+    return knobs
+
+
+def _narrowed(
+    knobs: Mapping[str, tuple[Value, ...]], only: Mapping[str, frozenset[Value]], asker: str, path: Path
+) -> dict[str, tuple[Value, ...]]:
+    """The knobs of `only`, with those of their values that it allows."""
+    narrowed = {}
+    for name, allowed in only.items():
+        _check_known(name, knobs, asker)
+        narrowed[name] = tuple(v for v in knobs[name] if allowed.issuperset(v if isinstance(v, tuple) else (v,)))
+        if not narrowed[name]:
+            raise UserError(
+                f"{path}: knobs.{name}: {asker} allows none of {', '.join(map(repr, knobs[name]))}. "
+                f"Allowed: {', '.join(sorted(map(str, allowed)))}"
+            )
+    return narrowed
+
+
+def _conditions(data: Mapping[str, Any], path: Path, declared: Mapping[str, Knob]) -> dict[str, Condition]:
+    """When each knob is active: where a variant that reads it is chosen, or where the file says."""
+    when: dict[str, Condition] = {}
+    for name, knob in declared.items():
+        if knob.used_by:
+            chooser, variants = knob.used_by
+            when[name] = Expression(" or ".join(f"{variant!r} in {chooser}" for variant in variants))
+    for name, text in _mapping(data, "when", path).items():
+        at = f"{path}: when.{name}"
+        _check_known(name, declared, at)
+        when[name] = _expression(text, at, declared)
+    return when
+
+
+def _own_rules(data: Mapping[str, Any], path: Path, declared: Mapping[str, Knob]) -> list[Rule]:
+    rules = []
+    entries = data.get("rules") or []
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: 'rules' must be a list")
+    for index, entry in enumerate(entries):
+        at = f"{path}: rules[{index}]"
+        if not isinstance(entry, dict) or set(entry) != {"name", "require", "because"}:
+            raise UserError(f"{at}: must have exactly the keys name, require, because")
+        condition = _expression(entry["require"], at, declared)
+        rules.append(Rule.require(str(entry["name"]), condition, str(entry["because"])))
+    return rules
+
+
+def _reference(data: Mapping[str, Any], path: Path, declared: Mapping[str, Knob]) -> dict[str, Value]:
+    """The raw point of the reference."""
+    point = {name: knob.default for name, knob in declared.items()}
+    for name, value in _mapping(data, "reference", path).items():
+        at = f"{path}: reference.{name}"
+        _check_known(name, declared, at)
+        point[name] = as_value(value)
+        if why := declared[name].refusal(point[name]):
+            raise UserError(f"{at}: {why}")
+    return point
 
 
 def _expression(text: Any, where: str, declared: Mapping[str, Knob]) -> Expression:

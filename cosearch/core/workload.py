@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from cosearch.core import check
 from cosearch.core.errors import UserError
 
 Phase = Literal["decode", "prefill"]
@@ -73,9 +74,7 @@ def _point(data: Any, where: str) -> OperatingPoint:
     if data.get("phase") not in get_args(Phase):
         raise UserError(f"{where}.phase: {data.get('phase')!r} is unknown. Allowed: {', '.join(get_args(Phase))}")
     for key in ("batch", "context"):
-        if type(data.get(key)) is not int or data[key] < 1:
-            raise UserError(f"{where}.{key}: {data.get(key)!r} is not a whole number of at least 1")
+        check.whole(data.get(key), 1, f"{where}.{key}")
     weight = data.get("weight", 1.0)
-    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < float("inf"):
-        raise UserError(f"{where}.weight: {weight!r} is not a number above 0")
+    check.positive(weight, f"{where}.weight")
     return OperatingPoint(data["phase"], data["batch"], data["context"], float(weight))

@@ -25,4 +25,3 @@ class ServingStack(Protocol):
 
 
 STACKS: Registry[ServingStack] = Registry("stack", __name__)
-ENGINES = STACKS  # what `axes.py` and `settings.py` still call it

@@ -4,11 +4,11 @@
 `serve.py` prunes, recovers and packs it as a candidate's sparsity and formats say, `evaluate.py` scores that.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from cosearch.core import check
 from cosearch.core.errors import UserError
 from cosearch.core.registry import did_you_mean
 
@@ -57,16 +57,17 @@ class Recipe:
         for key, value in data.items():
             if key not in known:
                 raise UserError(f"{where}: unknown key {key!r}{did_you_mean(str(key), tuple(known))}")
-            number = int | float if isinstance(known[key].default, float) else int
-            least = 0 if key in ("seed", "recall_rows", "recovery_steps", "distillation") else 1e-9
-            if not isinstance(value, number) or isinstance(value, bool) or not least <= value < math.inf:
-                raise UserError(f"{where}.{key}: {value!r} is not a number above {least:g}, whole where {key} counts")
+            at = f"{where}.{key}"
+            if isinstance(known[key].default, int):
+                check.whole(value, 0 if key in ("seed", "recall_rows", "recovery_steps") else 1, at)
+            elif key == "distillation":
+                check.share(value, at)
+            else:
+                check.positive(value, at)
         recipe = cls(**data)
         for key in ("steps", "recovery_steps"):
             if (steps := getattr(recipe, key)) % 10:
                 raise UserError(f"{where}.{key}: {steps} is not a multiple of 10, which are compiled as one")
-        if recipe.distillation > 1:
-            raise UserError(f"{where}.distillation: {recipe.distillation} is not between 0 and 1")
         if recipe.warmup_steps >= recipe.steps:
             raise UserError(f"{where}.warmup_steps: {recipe.warmup_steps} is not below the {recipe.steps} steps")
         if recipe.length < 256:

@@ -24,7 +24,7 @@ from cosearch.report.pareto import failed, knee
 
 _REFRESH_S = 0.5
 _PLAIN_WIDTH = 160
-MOST_ROWS = 30
+_MOST_ROWS = 30
 _NEAREST = 5
 
 
@@ -132,7 +132,7 @@ class ConsoleTracker:
         for metric in metrics:
             table.add_column(text.label(metric), justify="right", no_wrap=True)
         table.add_column("differs from the reference in", ratio=1)
-        for trial in front[:MOST_ROWS]:
+        for trial in front[:_MOST_ROWS]:
             table.add_row(
                 "knee" if trial is best else "",
                 trial.uid,
@@ -141,8 +141,8 @@ class ConsoleTracker:
                 style="bold" if trial is best else None,
             )
         self._console.print(table)
-        if len(front) > MOST_ROWS:
-            self._say(f"and {len(front) - MOST_ROWS} more in the report")
+        if len(front) > _MOST_ROWS:
+            self._say(f"and {len(front) - _MOST_ROWS} more in the report")
         if outcome.comparison:
             self._say(f"{outcome.comparison.uid}: {text.speedup(outcome.comparison)}")
         if best and best.uid in outcome.artifacts:

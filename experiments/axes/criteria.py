@@ -7,18 +7,16 @@ without recovery; the loss is held-out bits per byte. The last line is one JSON 
 """
 
 import json
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-import yaml
 from rich.progress import track
 
 from cosearch import axes
 from cosearch.architecture.decoder import plain_decoder
 from cosearch.core.candidate import Candidate, Value
-from cosearch.paths import CONF, cache_dir
+from cosearch.paths import cache_dir
 from cosearch.precision import Precision
 from cosearch.quality import Recipe, corpus
 from cosearch.quality.evaluate import evaluate
@@ -44,12 +42,11 @@ def bits_per_byte(point: dict[str, Value], recipe: Recipe, text: corpus.Corpus) 
 
 
 def main() -> None:
-    recipe = Recipe.from_json(yaml.safe_load((CONF / "quality" / "short.yaml").read_text()))
     text, reference = corpus.load("python"), dict(axes.load_space("llm_decode").reference.point)
     results = []
     for seed in track(SEEDS, "training and pruning"):
         # The same text is held out and evaluated for every seed; what differs is the start and the order of training.
-        own = replace(recipe, seed=seed)
+        own = Recipe(seed=seed)
         dense = bits_per_byte(reference, own, text)
         for pattern, criterion in product(PATTERNS, CRITERIA):
             if criterion == "sparsegpt" and pattern not in SINGLE_WEIGHTS:

@@ -1,6 +1,6 @@
 """Every variant, format and pattern on one small model: what each costs and what it gives.
 
-    python experiments/axes/run.py            # about 30 minutes on 2 cores; what is done is kept, so it can be stopped
+    python experiments/axes/run.py            # about 40 minutes on 2 cores; what is done is kept, so it can be stopped
     python experiments/axes/run.py --report   # write table.md from results.jsonl
 
 Each row changes one thing of the default space's reference model (3 layers of width 128). Trainings, evaluations and
@@ -10,7 +10,7 @@ timings run for real; README.md says what the columns are and why the figures th
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from rich.progress import track
 from cosearch import axes
 from cosearch.architecture.cache import zeros
 from cosearch.architecture.decoder import params_spec, plain_decoder
-from cosearch.core.candidate import Candidate, Value
+from cosearch.core.candidate import Candidate, Value, canonical_json
 from cosearch.core.space import Space
 from cosearch.core.workload import OperatingPoint, Workload
 from cosearch.measure import timing
@@ -42,6 +42,7 @@ CONTEXT = 1024
 ROUNDS = 60
 TIMED_TOGETHER = 12
 """Rows that are timed side by side, the reference among them each time."""
+RECOVERY_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -56,81 +57,90 @@ class Row:
 
 def rows() -> list[Row]:
     """All rows, the reference first."""
-    found = [Row("architecture", "mha (the reference)", {})]
+    joint = {"precision.weights": "int8", "precision.kv_cache": "int8", "sparsity.pattern": "n_m"}
+    return [
+        *architecture_rows(),
+        *precision_rows(),
+        *sparsity_rows(),
+        Row("joint", "2:4 of int8, cache int8", joint),
+    ]
 
-    def add(axis: str, name: str, recovered: bool = False, **choices: Value) -> None:
-        found.append(Row(axis, name, {key.replace("__", "."): value for key, value in choices.items()}, recovered))
 
-    attention = "architecture__attention"
-    add("architecture", "mha, no QK-norm", architecture__qk_norm=False)
-    add("architecture", "gqa, 2 KV heads", **{attention: "gqa", "architecture__kv_heads": 2})
-    add("architecture", "mqa", **{attention: "mqa"})
-    add("architecture", "mla, latent 32", **{attention: "mla", "architecture__latent": 32})
-    add("architecture", "mla, latent 64", **{attention: "mla", "architecture__latent": 64})
-    add("architecture", "sliding_window 64", **{attention: "sliding_window", "architecture__window": 64})
-    add(
-        "architecture",
-        "sliding_window 64 + 4 sinks",
-        **{attention: "sliding_window", "architecture__window": 64, "architecture__sinks": 4},
-    )
-    add(
-        "architecture",
-        "local_global 2:1, window 64",
-        **{attention: "local_global", "architecture__window": 64, "architecture__locals_per_global": 2},
-    )
-    add("architecture", "gated_delta", **{attention: "gated_delta"})
-    add("architecture", "gated_delta, gated_delta, mha", **{attention: ("gated_delta", "gated_delta", "mha")})
-    add("architecture", "mha, cross_layer, mha", **{attention: ("mha", "cross_layer", "mha")})
-    add("architecture", "mha, none, mha", **{attention: ("mha", "none", "mha")})
-    add("architecture", "half the heads in layer 1", architecture__heads_ratio=(1, 0.5, 1))
-    add("architecture", "gelu", architecture__feedforward="gelu")
-    add("architecture", "moe, 2 of 4 experts + shared", architecture__feedforward="moe")
-    add("architecture", "swiglu, none, swiglu", architecture__feedforward=("swiglu", "none", "swiglu"))
+def architecture_rows() -> list[Row]:
+    window = {"architecture.attention": "sliding_window", "architecture.window": 64}
+    choices: dict[str, dict[str, Value]] = {
+        "mha (the reference)": {},
+        "mha, no QK-norm": {"architecture.qk_norm": False},
+        "gqa, 2 KV heads": {"architecture.attention": "gqa", "architecture.kv_heads": 2},
+        "mqa": {"architecture.attention": "mqa"},
+        "mla, latent 32": {"architecture.attention": "mla", "architecture.latent": 32},
+        "mla, latent 64": {"architecture.attention": "mla", "architecture.latent": 64},
+        "sliding_window 64": window,
+        "sliding_window 64 + 4 sinks": window | {"architecture.sinks": 4},
+        "local_global 2:1, window 64": {
+            "architecture.attention": "local_global",
+            "architecture.window": 64,
+            "architecture.locals_per_global": 2,
+        },
+        "gated_delta": {"architecture.attention": "gated_delta"},
+        "gated_delta, gated_delta, mha": {"architecture.attention": ("gated_delta", "gated_delta", "mha")},
+        "mha, cross_layer, mha": {"architecture.attention": ("mha", "cross_layer", "mha")},
+        "mha, none, mha": {"architecture.attention": ("mha", "none", "mha")},
+        "half the heads in layer 1": {"architecture.heads_ratio": (1, 0.5, 1)},
+        "gelu": {"architecture.feedforward": "gelu"},
+        "moe, 2 of 4 experts + shared": {"architecture.feedforward": "moe"},
+        "swiglu, none, swiglu": {"architecture.feedforward": ("swiglu", "none", "swiglu")},
+    }
+    return [Row("architecture", name, chosen) for name, chosen in choices.items()]
 
+
+def precision_rows() -> list[Row]:
+    int4: dict[str, Value] = {"precision.weights": "int4_g128"}
     weights = ("bfloat16", "float8_e4m3", "int8", "int4_g128", "int4_g64", "int4_g32", "mxfp4", "nvfp4")
-    for name in weights:
-        add("precision", f"weights {name}", precision__weights=name)
+    caches = ("bfloat16", "float8_e4m3", "int8", "int4")
+    found = [Row("precision", f"weights {name}", {"precision.weights": name}) for name in weights]
     for method in ("mse", "gptq", "awq"):
-        add("precision", f"weights int4_g128, {method}", precision__weights="int4_g128", precision__calibration=method)
-    add("precision", "weights int4_g128, recovered", True, precision__weights="int4_g128")
-    add("precision", "weights mxfp4, recovered", True, precision__weights="mxfp4")
-    add("precision", "W8A8", precision__weights="int8", precision__matmul_inputs="int8")
-    add("precision", "W4A8 (int4_g32)", precision__weights="int4_g32", precision__matmul_inputs="int8")
-    for name in ("bfloat16", "float8_e4m3", "int8", "int4"):
-        add("precision", f"cache {name}", precision__kv_cache=name)
-    add("precision", "activations bfloat16", precision__activations="bfloat16", precision__kv_cache="bfloat16")
+        found.append(Row("precision", f"weights int4_g128, {method}", int4 | {"precision.calibration": method}))
+    return [
+        *found,
+        Row("precision", "weights int4_g128, recovered", int4, recovered=True),
+        Row("precision", "weights mxfp4, recovered", {"precision.weights": "mxfp4"}, recovered=True),
+        Row("precision", "W8A8", {"precision.weights": "int8", "precision.matmul_inputs": "int8"}),
+        Row("precision", "W4A8 (int4_g32)", {"precision.weights": "int4_g32", "precision.matmul_inputs": "int8"}),
+        *(Row("precision", f"cache {name}", {"precision.kv_cache": name}) for name in caches),
+        Row(
+            "precision",
+            "activations bfloat16",
+            {"precision.activations": "bfloat16", "precision.kv_cache": "bfloat16"},
+        ),
+    ]
+
+
+def sparsity_rows() -> list[Row]:
+    found: list[Row] = []
+
+    def add(name: str, pattern: str, criterion: str, recovered: bool = False, **kept: Value) -> None:
+        choices: dict[str, Value] = {"sparsity.pattern": pattern, "sparsity.criterion": criterion}
+        choices |= {f"sparsity.{knob}": value for knob, value in kept.items()}
+        found.append(Row("sparsity", f"{name}, {criterion}" + ", recovered" * recovered, choices, recovered))
 
     for kept in (0.75, 0.5):
         for criterion in ("magnitude", "wanda"):
-            name = f"channels x {kept:g}, {criterion}"
-            chosen = {"sparsity__channels_kept": kept, "sparsity__heads_kept": 1, "sparsity__criterion": criterion}
-            add("sparsity", name, sparsity__pattern="structured", **chosen)
-    half = {"sparsity__pattern": "structured", "sparsity__channels_kept": 1, "sparsity__criterion": "wanda"}
-    add("sparsity", "heads x 0.5, wanda", sparsity__heads_kept=0.5, **half)
-    add("sparsity", "heads x 0.5, wanda, recovered", True, sparsity__heads_kept=0.5, **half)
-    add("sparsity", "2 of 3 layers, wanda", sparsity__layers_kept=2 / 3, sparsity__heads_kept=1, **half)
-    add(
-        "sparsity", "2 of 3 layers, wanda, recovered", True, sparsity__layers_kept=2 / 3, sparsity__heads_kept=1, **half
-    )
+            add(f"channels x {kept:g}", "structured", criterion, channels_kept=kept, heads_kept=1)
+    for recovered in (False, True):
+        add("heads x 0.5", "structured", "wanda", recovered, heads_kept=0.5, channels_kept=1)
+    for recovered in (False, True):
+        add("2 of 3 layers", "structured", "wanda", recovered, layers_kept=2 / 3, heads_kept=1, channels_kept=1)
     for n_m in ("2:4", "4:8", "1:4"):
         for criterion in ("magnitude", "wanda", "sparsegpt"):
-            chosen = {"sparsity__pattern": "n_m", "sparsity__n_m": n_m, "sparsity__criterion": criterion}
-            add("sparsity", f"{n_m}, {criterion}", **chosen)
-        add("sparsity", f"{n_m}, sparsegpt, recovered", True, **chosen)
+            add(n_m, "n_m", criterion, n_m=n_m)
+        add(n_m, "n_m", "sparsegpt", recovered=True, n_m=n_m)
     for criterion in ("magnitude", "wanda"):
-        chosen = {"sparsity__pattern": "block", "sparsity__blocks_kept": 0.5, "sparsity__criterion": criterion}
-        add("sparsity", f"half the blocks of 16, {criterion}", **chosen)
-    add("sparsity", "half the blocks of 16, wanda, recovered", True, **chosen)
+        add("half the blocks of 16", "block", criterion, blocks_kept=0.5)
+    add("half the blocks of 16", "block", "wanda", recovered=True, blocks_kept=0.5)
     for kept in (2, 4, 8):
-        chosen = {"sparsity__attention": "block_topk", "sparsity__attention_kept": kept}
-        add("sparsity", f"attention to {kept} + 1 blocks of 16", **chosen)
-    add(
-        "joint",
-        "2:4 of int8, cache int8",
-        precision__weights="int8",
-        precision__kv_cache="int8",
-        sparsity__pattern="n_m",
-    )
+        chosen = {"sparsity.attention": "block_topk", "sparsity.attention_kept": kept}
+        found.append(Row("sparsity", f"attention to {kept} + 1 blocks of 16", chosen))
     return found
 
 
@@ -146,9 +156,18 @@ def candidate(space: Space, row: Row, **schedule: Value) -> Candidate:
     return Candidate.from_point(canonical)
 
 
-def quality(one: Candidate, row: Row, recipe: Recipe, text: corpus.Corpus) -> dict[str, Any]:
+def own_recipe(row: Row, recipe: Recipe) -> Recipe:
+    """What a row is trained by."""
+    return replace(recipe, recovery_steps=RECOVERY_STEPS) if row.recovered else recipe.unrecovered
+
+
+def key(measured: Mapping[str, Any]) -> str:
+    """What a measured row is reused by: a candidate, a recipe and a compiler, not what the row is called."""
+    return canonical_json([measured["uid"], measured.get("recipe"), measured["jaxlib"]])
+
+
+def quality(one: Candidate, recipe: Recipe, text: corpus.Corpus) -> dict[str, Any]:
     """What is stored, and how good it is."""
-    recipe = recipe if row.recovered else recipe.unrecovered
     shape, precision = axes.served_shape(one), Precision.of(one.precision)
     model = plain_decoder(shape, precision)
     arrays = served(one, recipe, text, cache_dir(), lambda *_: None).params(model)
@@ -201,40 +220,55 @@ def latencies(space: Space, group: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
+def known(space: Space, row: Row, recipe: Recipe) -> dict[str, Any]:
+    """What is known of a row before it is measured."""
+    return {
+        "row": row.name,
+        "axis": row.axis,
+        "choices": dict(row.choices),
+        "uid": candidate(space, row).uid,
+        "recipe": own_recipe(row, recipe).to_json(),
+        "processor": fingerprint()["processor"],
+        "jaxlib": fingerprint()["jaxlib"],
+    }
+
+
+def measure(space: Space, wanted: Sequence[Row], recipe: Recipe) -> None:
+    """Measure rows, and append them to `RESULTS`."""
+    text, scores = corpus.load("python"), {}
+    for row in track(wanted, "training and evaluating"):
+        scores[row.name] = quality(candidate(space, row), own_recipe(row, recipe), text)
+    for first in track(range(0, len(wanted), TIMED_TOGETHER), "verifying and timing"):
+        group = wanted[first : first + TIMED_TOGETHER]
+        for row, timed in zip(group, latencies(space, [rows()[0], *group])[1:], strict=True):
+            measured = {**known(space, row, recipe), **scores[row.name], **timed, "context": CONTEXT}
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(measured) + "\n")
+
+
+def results() -> dict[str, dict[str, Any]]:
+    """What `RESULTS` has, by `key`; of several the last counts."""
+    return {key(one): one for one in map(json.loads, RESULTS.read_text().splitlines())} if RESULTS.is_file() else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="recovered", help="a file of conf/quality")
+    parser.add_argument("--recipe", default="short", help="a file of conf/quality")
     parser.add_argument("--report", action="store_true", help="only write the table of what is done")
     parser.add_argument("--only", default="", help="only rows whose name holds this")
     options = parser.parse_args()
-    done = {one["row"]: one for one in map(json.loads, RESULTS.read_text().splitlines())} if RESULTS.is_file() else {}
+    recipe = Recipe.from_json(yaml.safe_load((CONF / "quality" / f"{options.recipe}.yaml").read_text()))
+    space = axes.load_space("llm_decode_full", target="cpu")
+    keyed = [(row, key(known(space, row, recipe))) for row in rows()]
     if not options.report:
-        recipe = Recipe.from_json(yaml.safe_load((CONF / "quality" / f"{options.recipe}.yaml").read_text()))
-        space, text = axes.load_space("llm_decode_full", target="cpu"), corpus.load("python")
-        wanted = [row for row in rows() if options.only in row.name and row.name not in done]
-        candidates = {row.name: candidate(space, row) for row in wanted}
-        scores = {}
-        for row in track(wanted, "training and evaluating"):
-            scores[row.name] = quality(candidates[row.name], row, recipe, text)
-        for first in track(range(0, len(wanted), TIMED_TOGETHER), "verifying and timing"):
-            group = wanted[first : first + TIMED_TOGETHER]
-            for row, timed in zip(group, latencies(space, [rows()[0], *group])[1:], strict=True):
-                done[row.name] = {
-                    "row": row.name,
-                    "axis": row.axis,
-                    "choices": dict(row.choices),
-                    **scores[row.name],
-                    **timed,
-                    "context": CONTEXT,
-                    "uid": candidates[row.name].uid,
-                    "processor": fingerprint()["processor"],
-                    "jaxlib": fingerprint()["jaxlib"],
-                }
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(done[row.name]) + "\n")
-    table = [done[row.name] for row in rows() if row.name in done]
+        done = results()
+        measure(space, [row for row, own in keyed if options.only in row.name and own not in done], recipe)
+    done = results()
+    table = [done[own] for _, own in keyed if own in done]
+    if not table:
+        raise SystemExit(f"{RESULTS} has no row of these candidates, the recipe {options.recipe!r} and this jaxlib")
     TABLE.write_text(markdown(table))
-    print(json.dumps({"results": [{key: one[key] for key in one if key != "choices"} for one in table]}))
+    print(json.dumps({"results": [{name: one[name] for name in one if name != "choices"} for one in table]}))
 
 
 def markdown(table: Sequence[Mapping[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cosearch.core.candidate import Candidate, Value
 from cosearch.core.errors import UserError
 from cosearch.core.expression import Expression
-from cosearch.core.space import Knob, Rule, Space, Survey, choice, fraction, integer, read_yaml
+from cosearch.core.space import Knob, Refusals, Rule, Space, choice, fraction, integer, read_yaml
 
 DECLARED: dict[str, Knob] = {
     "architecture.attention": choice("mha", lambda: ("mha", "gqa", "window"), per_layer=True),
@@ -176,63 +176,16 @@ def test_a_rule_says_nothing_of_a_knob_that_is_inactive():
     )
 
 
-# Surveys
-
-
-def tiny() -> Space:
-    """30 raw points: block is read by fused ones only, and few heads are too few for it."""
-    return Space(
-        "tiny",
-        {"architecture.heads": (1, 2, 3, 4, 6), "schedule.fuse": (False, True), "schedule.block": (16, 32, 64)},
-        {"schedule.block": Expression("schedule.fuse")},
-        (
-            Rule.require("odd", Expression("architecture.heads != 3"), "three is odd"),
-            Rule.require("small", Expression("architecture.heads * schedule.block >= 64"), "it must fill a block"),
-        ),
-    )
-
-
-def test_a_survey_of_every_point_counts_candidates_exactly():
-    space, survey = tiny(), Survey()
-    for raw in space.points():
-        survey.add(space, raw)
-    # Not fused: 4 heads. Fused: 1 with 64; 2 with 32 and 64; 4 and 6 with 16, 32 and 64.
-    assert len(legal(space)) == 4 + 1 + 2 + 2 * 3
-    assert (survey.drawn, survey.legal) == (space.size, 3 * 4 + 9)
-    estimate, (low, high) = survey.candidates(space)
-    assert estimate == pytest.approx(13)
-    assert low <= 13 <= high
-    assert survey.refusals == {"odd": 6, "small": 3}
-    assert survey.reasons() == [
-        "    20%  rule 'odd', for example: three is odd (needs architecture.heads != 3; here architecture.heads=3)",
-        "    10%  rule 'small', for example: it must fill a block (needs architecture.heads * schedule.block >= 64; "
-        "here architecture.heads=1, schedule.block=16)",
+def test_refusals_are_told_by_rule_those_that_refuse_most_first():
+    refusals = Refusals()
+    for rule, why in (("few", "2 is few"), ("odd", "1 is odd"), ("odd", "3 is odd")):
+        refusals.add(rule, why)
+    assert refusals.total == 3
+    assert refusals.lines(10) == [
+        "    20%  rule 'odd', for example: 1 is odd",
+        "    10%  rule 'few', for example: 2 is few",
     ]
-    assert survey.reasons(most=1) == survey.reasons()[:1]
-    assert survey.example in legal(space)
-
-
-@given(spaces())
-def test_a_survey_of_every_point_of_any_space_is_exact(space: Space):
-    survey = Survey()
-    for raw in space.points():
-        survey.add(space, raw)
-    exact = len(legal(space))
-    estimate, (low, high) = survey.candidates(space)
-    assert estimate == pytest.approx(exact)
-    assert low - 1e-6 <= exact <= high + 1e-6
-    assert survey.legal + survey.refusals.total() == survey.drawn == space.size
-    assert {line.split("'")[1] for line in survey.reasons()} == set(survey.refusals)
-    assert (survey.example is None) is (exact == 0)
-
-
-def test_nine_intervals_of_ten_hold_the_count():
-    space = tiny()
-    held = 0
-    for seed in range(200):
-        _, (low, high) = space.survey(random.Random(seed), 100).candidates(space)
-        held += low <= 13 <= high
-    assert 165 <= held <= 195
+    assert refusals.lines(10, most=1) == refusals.lines(10)[:1]
 
 
 # Declared knobs
@@ -313,6 +266,17 @@ def test_overrides_replace_the_values_of_a_knob(path: Path):
     assert read(path, GOOD, overrides={"schedule.block": 64}).knobs["schedule.block"] == (64,)
     with pytest.raises(UserError, match=r"unknown knob 'schedule\.blok'; did you mean 'schedule\.block'"):
         read(path, GOOD, overrides={"schedule.blok": 64})
+
+
+def test_values_that_somebody_does_not_allow_are_left_out(path: Path):
+    space = read(path, GOOD, only={"deploy=acme": {"architecture.attention": frozenset({"mha", "gqa"})}})
+    assert space.knobs["architecture.attention"] == ("mha", "gqa")
+    assert space.knobs["schedule.block"] == (16, 32)
+    with pytest.raises(UserError) as caught:
+        read(path, GOOD, only={"deploy=acme": {"schedule.block": frozenset({64, 128})}})
+    assert str(caught.value) == f"{path}: knobs.schedule.block: deploy=acme allows none of 16, 32. Allowed: 128, 64"
+    with pytest.raises(UserError, match=r"^deploy=acme: unknown knob 'schedule\.blok'; did you mean 'schedule\.block'"):
+        read(path, GOOD, only={"deploy=acme": {"schedule.blok": frozenset({64})}})
 
 
 def test_rules_of_the_axes_come_after_those_of_the_space(path: Path):

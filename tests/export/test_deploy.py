@@ -30,14 +30,21 @@ def test_a_space_to_be_deployed_holds_only_what_is_loaded(space_name: str, name:
 
 
 def test_what_is_never_loaded_is_refused_by_name():
-    with pytest.raises(
-        UserError, match=r"knobs\.architecture\.attention: none of 'mla' is left\. Allowed here: gqa, mha, mqa"
-    ):
+    with pytest.raises(UserError, match=r"attention: deploy=vllm allows none of 'mla'\. Allowed: gqa, mha, mqa"):
         axes.load_space("llm_decode_full", {"architecture.attention": ["mla"]}, target="cpu", deploy="vllm")
     space = axes.load_space("llm_decode_full", target="cpu", deploy="vllm")
     refused = space.reference.point | {"architecture.attention": "mla", "architecture.latent": 32}
     assert space.why_invalid(refused) == (
         "rule 'vllm loads it': architecture.attention='mla' is not loaded, only gqa, mha, mqa"
+    )
+
+
+def test_a_stack_that_names_an_unknown_knob_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(type(STACKS["vllm"]), "loads", {"architecture.atention": frozenset({"mha"})})
+    with pytest.raises(UserError) as caught:
+        axes.load_space("llm_decode", deploy="vllm")
+    assert str(caught.value).startswith(
+        "deploy=vllm: unknown knob 'architecture.atention'; did you mean 'architecture.attention'? Allowed: "
     )
 
 
