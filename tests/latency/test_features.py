@@ -140,9 +140,8 @@ def test_queries_multiply_whoever_has_the_keys():
     assert mqa.flops - shared.flops == 2 * key_and_value
     # The layer that has no cache reads that of the layer below.
     assert shared.read_bytes - shared.weight_bytes == mqa.read_bytes - mqa.weight_bytes == 2 * shared.cache_bytes
-    choices: dict[str, Value] = {"attention": "mla", "latent": 32, "rope_dim": 8}
-    latent = done(**choices)
-    shape = axes.served_shape(chosen({f"architecture.{name}": value for name, value in choices.items()}))
+    candidate = chosen({"architecture.attention": "mla", "architecture.latent": 32, "architecture.rope_dim": 8})
+    latent, shape = work(candidate, DECODE), axes.served_shape(candidate)
     matrices = 2 * sum(map(math.prod, shape.linears().values()))
     assert latent.flops - matrices == 2 * 2 * heads * (32 + 8 + 32) * 1024
 
