@@ -148,8 +148,7 @@ class Precision:
     'embedding=bfloat16' or 'layers.0.*=int8' do, and the last that matches holds. `kv_cache` is one format, or one for
     each layer, repeated over the depth. `activations` is the dtype of everything in between, and `matmul_inputs` what
     the inputs of the matrix products are rounded to, by token, where the weights' format can be multiplied with that
-    ("as_is": nothing). `calibration` is how scales and
-    rounded values are chosen.
+    ("as_is": nothing). `calibration` is how scales and rounded values are chosen.
     """
 
     weights: str = "float32"

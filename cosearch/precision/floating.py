@@ -19,8 +19,8 @@ class Floating:
     weights: bool = True
     cache: bool = True
     activations: bool = True
-    inputs: tuple[str, ...] = ()
-    calibrations: tuple[str, ...] = ("absmax",)
+    inputs = ()
+    calibrations = ("absmax",)
 
     def why_not(self, rows: int, columns: int) -> str | None:
         return None

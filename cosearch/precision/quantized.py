@@ -140,7 +140,7 @@ class Plain:
     dtype: Any
 
     def choose(self, absmax: Any, limit: float) -> Any:
-        return _normal(absmax * np.float32(1 / limit))
+        return _over(absmax, limit)
 
     def store(self, scale: Any) -> dict[str, Any]:
         return {"scale": scale.astype(self.dtype)}
@@ -188,11 +188,11 @@ class TwoLevel:
     """
 
     def choose(self, absmax: Any, limit: float) -> Any:
-        return _normal(absmax * np.float32(1 / limit))
+        return _over(absmax, limit)
 
     def store(self, scale: Any) -> dict[str, Any]:
         xp = scale.__array_namespace__()
-        tensor = _normal(scale.max(keepdims=True).astype(np.float32) * np.float32(1 / FLOAT8.limit))
+        tensor = _over(scale.max(keepdims=True).astype(np.float32), FLOAT8.limit)
         return {"scale": FLOAT8.encode(scale / xp.where(tensor > 0, tensor, 1)), "tensor_scale": tensor}
 
     def load(self, stored: Stored, dtype: Any) -> Any:
@@ -209,8 +209,9 @@ class TwoLevel:
         return scale - off, scale + off
 
 
-def _normal(scale: Any) -> Any:
-    """`scale` with 0 for what is too small for a normal float32."""
+def _over(absmax: Any, limit: float) -> Any:
+    """absmax / limit, and 0 where that is too small for a normal float32."""
+    scale = absmax * np.float32(1 / limit)
     return scale.__array_namespace__().where(scale < _TINY, 0, scale).astype(scale.dtype)
 
 
@@ -243,7 +244,7 @@ class Quantized:
     cache_scale: Scale | None = None
     inputs: tuple[str, ...] = ()
     calibrations: tuple[str, ...] = ("absmax",)
-    activations: bool = False
+    activations = False
 
     @property
     def weights(self) -> bool:
