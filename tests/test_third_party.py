@@ -33,7 +33,7 @@ class Pow2:
         return {part: jax.ShapeDtypeStruct(shape[::order], jnp.int8) for part, shape in shapes.items()}
 
     def pack(self, weights, layout, scale=None):
-        refuse_not_finite(weights, "int8_pow2")
+        refuse_not_finite(weights)
         xp = weights.__array_namespace__()
         absmax = abs(weights).max(axis=0, keepdims=True) if scale is None else scale * 127
         # The power of two at or above absmax / 127.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cosearch.core.errors import Rejected
 from cosearch.precision import FORMATS, Format
 
 INDICES = "indices"
@@ -68,7 +69,12 @@ class MatrixStorage:
         return FORMATS[self.format]
 
     def spec(self, sizes: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-        """The arrays of a matrix of `sizes` [in, out], or of a stack of them [..., in, out]."""
+        """The arrays of a matrix of `sizes` [in, out], or of a stack of them [..., in, out].
+
+        Raises:
+            Rejected: `why_not` says why there are none.
+        """
+        self._refuse(sizes)
         *stack, rows, columns = sizes
         if self.compression is None:
             parts = self.form.spec(rows, columns, self.layout)
@@ -105,8 +111,9 @@ class MatrixStorage:
         """Store a matrix [..., in, out]; `scale` as in `Format.pack`.
 
         Raises:
-            Rejected: the format cannot hold it.
+            Rejected: `why_not` speaks, or the format has no place for a value.
         """
+        self._refuse(weights.shape)
         if weights.ndim > 2:
             scales = [None] * len(weights) if scale is None else scale
             packed = [self.pack(one, own) for one, own in zip(weights, scales, strict=True)]
@@ -114,8 +121,11 @@ class MatrixStorage:
         parts = {}
         if self.compression is not None:
             weights, parts[INDICES] = self.compression.compress(weights, self.layout)
-        packed = {**self.form.pack(weights, self.layout, scale), **parts}
-        return {part: np.ascontiguousarray(array) for part, array in packed.items()}
+        try:
+            parts |= self.form.pack(weights, self.layout, scale)
+        except Rejected as rejection:
+            raise Rejected(f"{self.format} does not hold it: {rejection}") from None
+        return {part: np.ascontiguousarray(array) for part, array in parts.items()}
 
     def unpack(self, stored: Mapping[str, np.ndarray], sizes: tuple[int, ...]) -> np.ndarray:
         """The matrix of `sizes` [..., in, out] in float64 that the packed arrays stand for."""
@@ -128,6 +138,10 @@ class MatrixStorage:
         if self.compression is None:
             return values
         return self.compression.expand(values, stored[INDICES], rows, self.layout)
+
+    def _refuse(self, sizes: tuple[int, ...]) -> None:
+        if why := self.why_not(sizes):
+            raise Rejected(why)
 
 
 class Linear(nnx.Module):

@@ -50,7 +50,11 @@ class Format(Protocol):
         ...
 
     def spec(self, rows: int, columns: int, layout: str) -> dict[str, jax.ShapeDtypeStruct]:
-        """The arrays of a packed matrix."""
+        """The arrays of a packed matrix.
+
+        Raises:
+            Rejected: `why_not` says why there are none.
+        """
         ...
 
     def pack(self, weights: Any, layout: str, scale: Any | None = None) -> dict[str, Any]:
@@ -59,7 +63,8 @@ class Format(Protocol):
         `scale`, where a calibration chose it, is used instead of the format's own choice.
 
         Raises:
-            Rejected: an array of numpy holds values that the format has no place for (NaN, infinities).
+            Rejected: `why_not` speaks, or an array of numpy holds values that the format has no place for (NaN,
+                infinities).
         """
         ...
 
@@ -104,10 +109,10 @@ FORMATS: Registry[Format] = Registry("format", __name__)
 CALIBRATIONS = ("absmax", "mse", "gptq", "awq")
 
 
-def refuse_not_finite(weights: Any, name: str) -> None:
+def refuse_not_finite(weights: Any) -> None:
     """For `Format.pack`: refuse NaN and infinities, of which nothing is known inside a traced function."""
     if isinstance(weights, np.ndarray) and not np.isfinite(weights).all():
-        raise Rejected(f"weights hold NaN or infinities and are not packed as {name}")
+        raise Rejected("weights hold NaN or infinities")
 
 
 def _names(role: str) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ class Floating:
         return {"values": jax.ShapeDtypeStruct(shape, self.dtype)}
 
     def pack(self, weights: Any, layout: str, scale: Any | None = None) -> dict[str, Any]:
-        refuse_not_finite(weights, np.dtype(self.dtype).name)
+        refuse_not_finite(weights)
         ordered = weights if layout == "in_out" else weights.T
         return {"values": ordered.astype(self.dtype).copy()}  # in C order, for numpy keeps that of `weights`
 

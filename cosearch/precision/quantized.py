@@ -269,12 +269,14 @@ class Quantized:
         def order(first: int) -> tuple[int, int]:
             return (first, columns) if layout == "in_out" else (columns, first)
 
+        self._refuse(rows, columns)
         values = jax.ShapeDtypeStruct(order(rows // self.code.per_byte), self.code.dtype)
         return {"values": values} | self._weight_scale().spec(order(self._groups(rows)))
 
     def pack(self, weights: Any, layout: str, scale: Any | None = None) -> dict[str, Any]:
         """`scale` is [G, out], whatever the layout, and is rounded to what can be stored."""
-        refuse_not_finite(weights, "quantized values")
+        self._refuse(*weights.shape)
+        refuse_not_finite(weights)
         groups = self._groups(len(weights))
         if layout == "out_in":
             weights, scale = weights.T, None if scale is None else scale.T
@@ -338,6 +340,10 @@ class Quantized:
 
     def cache_bound(self, x: np.ndarray) -> np.ndarray:
         return self._bound(x, x.ndim - 1, 1, self._token_scale())
+
+    def _refuse(self, rows: int, columns: int) -> None:
+        if why := self.why_not(rows, columns):
+            raise Rejected(why)
 
     def _weight_scale(self) -> Scale:
         assert self.scale is not None, "the format holds no weights"

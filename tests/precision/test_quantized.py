@@ -85,9 +85,18 @@ class Swapped(Quantized):
         return super()._by_groups(x, values >> 4 | values << 4, scale, layout, few)
 
 
+class Silent(Quantized):
+    """Makes one group of 48 rows, which it says that it does not hold."""
+
+    def _refuse(self, rows: int, columns: int) -> None:
+        if rows != 48:
+            super()._refuse(rows, columns)
+
+
 @pytest.mark.parametrize(
     ("wrong", "rule"),
     [
+        (Silent, "spec and pack raise Rejected where why_not speaks"),
         (Column, "the 32 x 1 weights that share a scale, made 64 times smaller"),
         (Unaware, "unpack is within bound"),
         (Generous, "bound is tight"),
