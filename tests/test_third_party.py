@@ -24,9 +24,6 @@ class Pow2:
     def why_not(self, rows, columns):
         return None
 
-    def bits_per_weight(self, rows, columns):
-        return 8.0 + 8.0 / rows
-
     def spec(self, rows, columns, layout):
         shapes = {"values": (rows, columns), "exponent": (1, columns)}
         order = 1 if layout == "in_out" else -1

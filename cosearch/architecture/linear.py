@@ -76,24 +76,18 @@ class MatrixStorage:
         """
         self._refuse(sizes)
         *stack, rows, columns = sizes
-        if self.compression is None:
-            parts = self.form.spec(rows, columns, self.layout)
-        else:
-            parts = self.form.spec(self.compression.stored_rows(rows), columns, self.layout)
+        parts = self.form.spec(self.stored_rows(rows), columns, self.layout)
+        if self.compression is not None:
             parts[INDICES] = self.compression.indices(rows, columns, self.layout)
         return {part: jax.ShapeDtypeStruct((*stack, *one.shape), one.dtype) for part, one in parts.items()}
 
-    def bits(self, sizes: tuple[int, ...]) -> float:
-        """Stored bits of a matrix of `sizes`, or of a stack of them."""
-        *stack, rows, columns = sizes
-        if self.compression is None:
-            bits = rows * columns * self.form.bits_per_weight(rows, columns)
-        else:
-            stored = self.compression.stored_rows(rows)
-            indices = self.compression.indices(rows, columns, self.layout)
-            bits = stored * columns * self.form.bits_per_weight(stored, columns)
-            bits += 8 * indices.size * indices.dtype.itemsize
-        return float(np.prod(stack, dtype=float)) * bits
+    def stored_rows(self, rows: int) -> int:
+        """How many of the rows of a matrix are stored."""
+        return rows if self.compression is None else self.compression.stored_rows(rows)
+
+    def bits(self, sizes: tuple[int, ...]) -> int:
+        """Stored bits of a matrix of `sizes`, or of a stack of them; two numbers of 4 bits share a byte."""
+        return sum(part.size * jax.dtypes.itemsize_bits(part.dtype) for part in self.spec(sizes).values())
 
     def why_not(self, sizes: tuple[int, ...]) -> str | None:
         """Why a matrix of `sizes` cannot be stored and multiplied so; None where it can."""
@@ -103,8 +97,7 @@ class MatrixStorage:
                 return why
             if self.inputs != "as_is":
                 return f"inputs in {self.inputs} are not multiplied with compressed weights"
-            rows = self.compression.stored_rows(rows)
-        why = self.form.why_not(rows, columns)
+        why = self.form.why_not(self.stored_rows(rows), columns)
         return why and f"{self.format} does not hold it: {why}"
 
     def pack(self, weights: np.ndarray, scale: np.ndarray | None = None) -> dict[str, np.ndarray]:

@@ -45,10 +45,6 @@ class Format(Protocol):
         """Why a matrix [rows in, columns out] cannot be stored; None where it can."""
         ...
 
-    def bits_per_weight(self, rows: int, columns: int) -> float:
-        """Stored bits a weight of a matrix [rows in, columns out], scales included."""
-        ...
-
     def spec(self, rows: int, columns: int, layout: str) -> dict[str, jax.ShapeDtypeStruct]:
         """The arrays of a packed matrix.
 

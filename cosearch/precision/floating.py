@@ -25,9 +25,6 @@ class Floating:
     def why_not(self, rows: int, columns: int) -> str | None:
         return None
 
-    def bits_per_weight(self, rows: int, columns: int) -> float:
-        return 8.0 * np.dtype(self.dtype).itemsize
-
     def spec(self, rows: int, columns: int, layout: str) -> dict[str, jax.ShapeDtypeStruct]:
         shape = (rows, columns) if layout == "in_out" else (columns, rows)
         return {"values": jax.ShapeDtypeStruct(shape, self.dtype)}

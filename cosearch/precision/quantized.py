@@ -261,10 +261,6 @@ class Quantized:
             return f"two values share a byte, and {rows} rows are odd"
         return None
 
-    def bits_per_weight(self, rows: int, columns: int) -> float:
-        parts = self.spec(rows, columns, "in_out").values()
-        return sum(8 * np.dtype(part.dtype).itemsize * part.size for part in parts) / (rows * columns)
-
     def spec(self, rows: int, columns: int, layout: str) -> dict[str, jax.ShapeDtypeStruct]:
         def order(first: int) -> tuple[int, int]:
             return (first, columns) if layout == "in_out" else (columns, first)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cosearch.core.errors import Rejected
 from cosearch.precision import CALIBRATIONS, FORMATS, Format
 from cosearch.schedule.matmul import LAYOUTS
-from cosearch.testing.common import require, same_arrays, stored_bytes, within
+from cosearch.testing.common import require, same_arrays, within
 
 _CALM = 1e3
 """Weights this near to 1, either way, every format must hold; of smaller and larger ones it may refuse to."""
@@ -92,8 +92,6 @@ def _check_packing(form: Format) -> None:
         for part, array in stored.items():
             require(array.ndim == 2 and array.flags.c_contiguous, f"{part} has two axes, in C order, {at}")
         same_arrays(f"a packed part {at}", form.spec(rows, columns, layout), stored)
-        said, made = form.bits_per_weight(rows, columns) * weights.size / 8, sum(map(stored_bytes, stored.values()))
-        require(abs(said - made) <= 0.01 * made, f"bits_per_weight are the bits packed, {at}: {said} and {made} bytes")
         back = form.unpack(stored, layout)
         require(back.shape == weights.shape and back.dtype == np.float64, f"unpack gives [in, out] in float64, {at}")
         within(np.abs(back - weights), form.bound(weights), f"unpack is within bound {at}")
