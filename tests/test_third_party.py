@@ -21,16 +21,13 @@ class Pow2:
     def why_not(self, rows, columns):
         return None
 
-    def bits_per_weight(self, rows, columns):
-        return 8.0 + 8.0 / rows
-
     def spec(self, rows, columns, layout):
         shapes = {"values": (rows, columns), "exponent": (1, columns)}
         order = 1 if layout == "in_out" else -1
         return {part: jax.ShapeDtypeStruct(shape[::order], jnp.int8) for part, shape in shapes.items()}
 
     def pack(self, weights, layout, scale=None):
-        refuse_not_finite(weights, "int8_pow2")
+        refuse_not_finite(weights)
         xp = weights.__array_namespace__()
         absmax = abs(weights).max(axis=0, keepdims=True) if scale is None else scale * 127
         # The power of two at or above absmax / 127.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cosearch.core.errors import Rejected
 from cosearch.precision import FORMATS, Format
 
 INDICES = "indices"
@@ -68,26 +69,25 @@ class MatrixStorage:
         return FORMATS[self.format]
 
     def spec(self, sizes: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-        """The arrays of a matrix of `sizes` [in, out], or of a stack of them [..., in, out]."""
+        """The arrays of a matrix of `sizes` [in, out], or of a stack of them [..., in, out].
+
+        Raises:
+            Rejected: `why_not` says why there are none.
+        """
+        self._refuse(sizes)
         *stack, rows, columns = sizes
-        if self.compression is None:
-            parts = self.form.spec(rows, columns, self.layout)
-        else:
-            parts = self.form.spec(self.compression.stored_rows(rows), columns, self.layout)
+        parts = self.form.spec(self.stored_rows(rows), columns, self.layout)
+        if self.compression is not None:
             parts[INDICES] = self.compression.indices(rows, columns, self.layout)
         return {part: jax.ShapeDtypeStruct((*stack, *one.shape), one.dtype) for part, one in parts.items()}
 
-    def bits(self, sizes: tuple[int, ...]) -> float:
-        """Stored bits of a matrix of `sizes`, or of a stack of them."""
-        *stack, rows, columns = sizes
-        if self.compression is None:
-            bits = rows * columns * self.form.bits_per_weight(rows, columns)
-        else:
-            stored = self.compression.stored_rows(rows)
-            indices = self.compression.indices(rows, columns, self.layout)
-            bits = stored * columns * self.form.bits_per_weight(stored, columns)
-            bits += 8 * indices.size * indices.dtype.itemsize
-        return float(np.prod(stack, dtype=float)) * bits
+    def stored_rows(self, rows: int) -> int:
+        """How many of the rows of a matrix are stored."""
+        return rows if self.compression is None else self.compression.stored_rows(rows)
+
+    def bits(self, sizes: tuple[int, ...]) -> int:
+        """Stored bits of a matrix of `sizes`, or of a stack of them; two numbers of 4 bits share a byte."""
+        return sum(part.size * jax.dtypes.itemsize_bits(part.dtype) for part in self.spec(sizes).values())
 
     def why_not(self, sizes: tuple[int, ...]) -> str | None:
         """Why a matrix of `sizes` cannot be stored and multiplied so; None where it can."""
@@ -97,16 +97,16 @@ class MatrixStorage:
                 return why
             if self.inputs != "as_is":
                 return f"inputs in {self.inputs} are not multiplied with compressed weights"
-            rows = self.compression.stored_rows(rows)
-        why = self.form.why_not(rows, columns)
+        why = self.form.why_not(self.stored_rows(rows), columns)
         return why and f"{self.format} does not hold it: {why}"
 
     def pack(self, weights: np.ndarray, scale: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Store a matrix [..., in, out]; `scale` as in `Format.pack`.
 
         Raises:
-            Rejected: the format cannot hold it.
+            Rejected: `why_not` speaks, or the format has no place for a value.
         """
+        self._refuse(weights.shape)
         if weights.ndim > 2:
             scales = [None] * len(weights) if scale is None else scale
             packed = [self.pack(one, own) for one, own in zip(weights, scales, strict=True)]
@@ -114,8 +114,11 @@ class MatrixStorage:
         parts = {}
         if self.compression is not None:
             weights, parts[INDICES] = self.compression.compress(weights, self.layout)
-        packed = {**self.form.pack(weights, self.layout, scale), **parts}
-        return {part: np.ascontiguousarray(array) for part, array in packed.items()}
+        try:
+            parts |= self.form.pack(weights, self.layout, scale)
+        except Rejected as rejection:
+            raise Rejected(f"{self.format} does not hold it: {rejection}") from None
+        return {part: np.ascontiguousarray(array) for part, array in parts.items()}
 
     def unpack(self, stored: Mapping[str, np.ndarray], sizes: tuple[int, ...]) -> np.ndarray:
         """The matrix of `sizes` [..., in, out] in float64 that the packed arrays stand for."""
@@ -128,6 +131,10 @@ class MatrixStorage:
         if self.compression is None:
             return values
         return self.compression.expand(values, stored[INDICES], rows, self.layout)
+
+    def _refuse(self, sizes: tuple[int, ...]) -> None:
+        if why := self.why_not(sizes):
+            raise Rejected(why)
 
 
 class Linear(nnx.Module):

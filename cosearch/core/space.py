@@ -117,6 +117,12 @@ def fraction(default: float, **more: Any) -> Knob:
     return Knob(default, why_not, **more)
 
 
+def whole_part(units: float, part: float) -> int | None:
+    """`part` of `units`, where that is a whole number of at least 1 but for the rounding of floats."""
+    left = units * part
+    return round(left) if round(left) >= 1 and abs(left - round(left)) < 1e-9 else None
+
+
 class HasKnobs(Protocol):
     """A variant, a pattern: something that brings knobs of its own."""
 

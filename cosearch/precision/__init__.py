@@ -45,12 +45,12 @@ class Format(Protocol):
         """Why a matrix [rows in, columns out] cannot be stored; None where it can."""
         ...
 
-    def bits_per_weight(self, rows: int, columns: int) -> float:
-        """Stored bits a weight of a matrix [rows in, columns out], scales included."""
-        ...
-
     def spec(self, rows: int, columns: int, layout: str) -> dict[str, jax.ShapeDtypeStruct]:
-        """The arrays of a packed matrix."""
+        """The arrays of a packed matrix.
+
+        Raises:
+            Rejected: `why_not` says why there are none.
+        """
         ...
 
     def pack(self, weights: Any, layout: str, scale: Any | None = None) -> dict[str, Any]:
@@ -59,7 +59,8 @@ class Format(Protocol):
         `scale`, where a calibration chose it, is used instead of the format's own choice.
 
         Raises:
-            Rejected: an array of numpy holds values that the format has no place for (NaN, infinities).
+            Rejected: `why_not` speaks, or an array of numpy holds values that the format has no place for (NaN,
+                infinities).
         """
         ...
 
@@ -104,10 +105,10 @@ FORMATS: Registry[Format] = Registry("format", __name__)
 CALIBRATIONS = ("absmax", "mse", "gptq", "awq")
 
 
-def refuse_not_finite(weights: Any, name: str) -> None:
+def refuse_not_finite(weights: Any) -> None:
     """For `Format.pack`: refuse NaN and infinities, of which nothing is known inside a traced function."""
     if isinstance(weights, np.ndarray) and not np.isfinite(weights).all():
-        raise Rejected(f"weights hold NaN or infinities and are not packed as {name}")
+        raise Rejected("weights hold NaN or infinities")
 
 
 def _names(role: str) -> tuple[str, ...]:
@@ -148,8 +149,7 @@ class Precision:
     'embedding=bfloat16' or 'layers.0.*=int8' do, and the last that matches holds. `kv_cache` is one format, or one for
     each layer, repeated over the depth. `activations` is the dtype of everything in between, and `matmul_inputs` what
     the inputs of the matrix products are rounded to, by token, where the weights' format can be multiplied with that
-    ("as_is": nothing). `calibration` is how scales and
-    rounded values are chosen.
+    ("as_is": nothing). `calibration` is how scales and rounded values are chosen.
     """
 
     weights: str = "float32"

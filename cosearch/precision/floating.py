@@ -19,21 +19,18 @@ class Floating:
     weights: bool = True
     cache: bool = True
     activations: bool = True
-    inputs: tuple[str, ...] = ()
-    calibrations: tuple[str, ...] = ("absmax",)
+    inputs = ()
+    calibrations = ("absmax",)
 
     def why_not(self, rows: int, columns: int) -> str | None:
         return None
-
-    def bits_per_weight(self, rows: int, columns: int) -> float:
-        return 8.0 * np.dtype(self.dtype).itemsize
 
     def spec(self, rows: int, columns: int, layout: str) -> dict[str, jax.ShapeDtypeStruct]:
         shape = (rows, columns) if layout == "in_out" else (columns, rows)
         return {"values": jax.ShapeDtypeStruct(shape, self.dtype)}
 
     def pack(self, weights: Any, layout: str, scale: Any | None = None) -> dict[str, Any]:
-        refuse_not_finite(weights, np.dtype(self.dtype).name)
+        refuse_not_finite(weights)
         ordered = weights if layout == "in_out" else weights.T
         return {"values": ordered.astype(self.dtype).copy()}  # in C order, for numpy keeps that of `weights`
 

@@ -140,7 +140,7 @@ class Plain:
     dtype: Any
 
     def choose(self, absmax: Any, limit: float) -> Any:
-        return _normal(absmax * np.float32(1 / limit))
+        return _over(absmax, limit)
 
     def store(self, scale: Any) -> dict[str, Any]:
         return {"scale": scale.astype(self.dtype)}
@@ -188,11 +188,11 @@ class TwoLevel:
     """
 
     def choose(self, absmax: Any, limit: float) -> Any:
-        return _normal(absmax * np.float32(1 / limit))
+        return _over(absmax, limit)
 
     def store(self, scale: Any) -> dict[str, Any]:
         xp = scale.__array_namespace__()
-        tensor = _normal(scale.max(keepdims=True).astype(np.float32) * np.float32(1 / FLOAT8.limit))
+        tensor = _over(scale.max(keepdims=True).astype(np.float32), FLOAT8.limit)
         return {"scale": FLOAT8.encode(scale / xp.where(tensor > 0, tensor, 1)), "tensor_scale": tensor}
 
     def load(self, stored: Stored, dtype: Any) -> Any:
@@ -209,8 +209,9 @@ class TwoLevel:
         return scale - off, scale + off
 
 
-def _normal(scale: Any) -> Any:
-    """`scale` with 0 for what is too small for a normal float32."""
+def _over(absmax: Any, limit: float) -> Any:
+    """absmax / limit, and 0 where that is too small for a normal float32."""
+    scale = absmax * np.float32(1 / limit)
     return scale.__array_namespace__().where(scale < _TINY, 0, scale).astype(scale.dtype)
 
 
@@ -243,7 +244,7 @@ class Quantized:
     cache_scale: Scale | None = None
     inputs: tuple[str, ...] = ()
     calibrations: tuple[str, ...] = ("absmax",)
-    activations: bool = False
+    activations = False
 
     @property
     def weights(self) -> bool:
@@ -260,20 +261,18 @@ class Quantized:
             return f"two values share a byte, and {rows} rows are odd"
         return None
 
-    def bits_per_weight(self, rows: int, columns: int) -> float:
-        parts = self.spec(rows, columns, "in_out").values()
-        return sum(8 * np.dtype(part.dtype).itemsize * part.size for part in parts) / (rows * columns)
-
     def spec(self, rows: int, columns: int, layout: str) -> dict[str, jax.ShapeDtypeStruct]:
         def order(first: int) -> tuple[int, int]:
             return (first, columns) if layout == "in_out" else (columns, first)
 
+        self._refuse(rows, columns)
         values = jax.ShapeDtypeStruct(order(rows // self.code.per_byte), self.code.dtype)
         return {"values": values} | self._weight_scale().spec(order(self._groups(rows)))
 
     def pack(self, weights: Any, layout: str, scale: Any | None = None) -> dict[str, Any]:
         """`scale` is [G, out], whatever the layout, and is rounded to what can be stored."""
-        refuse_not_finite(weights, "quantized values")
+        self._refuse(*weights.shape)
+        refuse_not_finite(weights)
         groups = self._groups(len(weights))
         if layout == "out_in":
             weights, scale = weights.T, None if scale is None else scale.T
@@ -337,6 +336,10 @@ class Quantized:
 
     def cache_bound(self, x: np.ndarray) -> np.ndarray:
         return self._bound(x, x.ndim - 1, 1, self._token_scale())
+
+    def _refuse(self, rows: int, columns: int) -> None:
+        if why := self.why_not(rows, columns):
+            raise Rejected(why)
 
     def _weight_scale(self) -> Scale:
         assert self.scale is not None, "the format holds no weights"

@@ -1,5 +1,6 @@
 """From a trained model to the one that is served: pruned, recovered, calibrated, packed."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -199,9 +200,14 @@ def _scale_inputs(
 
 
 def _coarse(shape: DecoderShape, precision: Precision) -> dict[str, str]:
-    """Path to format of the matrices that are stored in few bits."""
-    formats = {path: precision.weight_format(path) for path in shape.linears()}
-    return {path: name for path, name in formats.items() if FORMATS[name].bits_per_weight(4096, 4096) < _COARSE_BITS}
+    """Path to format of the matrices that are stored in few bits a weight, indices apart."""
+    found = {}
+    for path, (*_, rows, columns) in shape.linears().items():
+        storage = stored_as(shape, precision, path)
+        stored = (storage.stored_rows(rows), columns)
+        if replace(storage, compression=None).bits(stored) < _COARSE_BITS * math.prod(stored):
+            found[path] = storage.format
+    return found
 
 
 def _stored_path(model: Decoder, path: str) -> str:

@@ -20,19 +20,19 @@ MOST_ROWS = 16
 def contract(x: jax.Array, matrix: jax.Array, layout: str, lowering: str, out_dtype: Any | None = None) -> jax.Array:
     """`x` [..., in] times `matrix` ([in, out] or [out, in] by `layout`), [..., out].
 
-    Accumulated in int32 where both are integers, else in at least float32; `out_dtype` is the dtype of `x` if not
-    given.
+    Summed in the dtype of `accumulator`. `out_dtype` is, if not given, the dtype of `x`, or that of the sums where `x`
+    is of integers, which would not hold them.
     """
-    rows = x.reshape(-1, x.shape[-1])
+    rows, wide = x.reshape(-1, x.shape[-1]), accumulator(x, matrix)
     if lowering == "multiply_reduce" and len(rows) <= MOST_ROWS:
         out = multiply_reduce("ri,io->ro" if layout == "in_out" else "ri,oi->ro", rows, matrix)
     else:
         axis = 0 if layout == "in_out" else 1
-        wide = accumulator(x, matrix)
         out = jax.lax.dot_general(
             rows, matrix.astype(x.dtype), (((1,), (axis,)), ((), ())), preferred_element_type=wide
         )
-    return out.reshape(*x.shape[:-1], out.shape[-1]).astype(out_dtype or x.dtype)
+    narrow = wide if jnp.issubdtype(x.dtype, jnp.integer) else x.dtype
+    return out.reshape(*x.shape[:-1], out.shape[-1]).astype(out_dtype or narrow)
 
 
 def take_columns(matrix: jax.Array, indices: jax.Array, layout: str) -> jax.Array:

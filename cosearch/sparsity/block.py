@@ -16,7 +16,7 @@ import numpy as np
 
 from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Value
-from cosearch.core.space import Knob, fraction, integer
+from cosearch.core.space import Knob, fraction, integer, whole_part
 from cosearch.schedule.matmul import MOST_ROWS, contract, multiply_reduce
 from cosearch.sparsity import PATTERNS, Moments
 from cosearch.sparsity.compressed import compressed_shape, prune_matrices
@@ -34,8 +34,7 @@ class BlockCompression:
         if rows % self.block or columns % self.block:
             return f"blocks of {self.block} do not divide {rows} inputs and {columns} outputs"
         blocks = rows // self.block
-        left = blocks * self.kept
-        if abs(left - round(left)) > 1e-9 or round(left) < 1:
+        if whole_part(blocks, self.kept) is None:
             return f"{self.kept:g} of {blocks} blocks of {self.block} inputs is no whole number of them"
         return None
 

@@ -21,7 +21,7 @@ from cosearch.architecture.feedforward.swiglu import SwiGLUShape
 from cosearch.architecture.shape import WRITES_RESIDUAL, DecoderShape, LayerShape
 from cosearch.core.candidate import Value
 from cosearch.core.errors import Rejected
-from cosearch.core.space import Knob, fraction
+from cosearch.core.space import Knob, fraction, whole_part
 from cosearch.sparsity import PATTERNS, Moments
 from cosearch.sparsity.criteria import CRITERION, reads_moments, refuse_sparsegpt, saliency
 
@@ -170,9 +170,10 @@ def _fewer_channels(feedforward: FeedForwardShape | None, kept: float) -> FeedFo
 
 
 def _part(units: int, kept: float, what: str) -> int:
-    if abs(units * kept - round(units * kept)) > 1e-9 or round(units * kept) < 1:
+    left = whole_part(units, kept)
+    if left is None:
         raise Rejected(f"{kept} of {units} {what} is no whole number of them")
-    return round(units * kept)
+    return left
 
 
 def _written(weights: Mapping[str, np.ndarray], moments: Moments | None, layer: int) -> float:

@@ -42,9 +42,3 @@ def difference(said: Mapping[str, Any], made: Mapping[str, Any]) -> str:
 
 def flat(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def stored_bytes(array: np.ndarray) -> float:
-    """Bytes on the device, where numbers of 4 bits share one; in numpy each has its own."""
-    kind = jnp.iinfo if jnp.issubdtype(array.dtype, jnp.integer) else jnp.finfo
-    return array.size * kind(array.dtype).bits / 8

@@ -62,6 +62,11 @@ def test_sizes_that_do_not_fit_are_refused(choices: dict[str, object], words: st
         shape_of(**choices)
 
 
+def test_heads_are_counted_whatever_floats_make_of_their_ratio():
+    shape = shape_of(width=1600, heads_ratio=0.55)  # 880.0000000000001 together
+    assert shape.linears()["layers.0.attention.query"] == (1600, 880)
+
+
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
 def test_unpack_gives_back_what_was_packed(layers: str):
     shape = shape_of(attention="gqa", kv_heads=2)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cosearch.core.candidate import Candidate, Value
 from cosearch.core.errors import UserError
 from cosearch.core.expression import Expression
-from cosearch.core.space import Knob, Refusals, Rule, Space, choice, fraction, integer, read_yaml
+from cosearch.core.space import Knob, Refusals, Rule, Space, choice, fraction, integer, read_yaml, whole_part
 
 DECLARED: dict[str, Knob] = {
     "architecture.attention": choice("mha", lambda: ("mha", "gqa", "window"), per_layer=True),
@@ -22,6 +22,24 @@ DECLARED: dict[str, Knob] = {
     "schedule.fuse": choice(False, lambda: (False, True)),
     "schedule.block": integer(16),
 }
+
+
+@pytest.mark.parametrize(
+    ("units", "part", "left"),
+    [
+        (100, 0.55, 55),  # 55.00000000000001 by floats
+        (3, 1 / 3, 1),
+        (1.5, 2 / 3, 1),
+        (7, 1, 7),
+        (2, 0.3, None),
+        (10, 0.0, None),
+        (1, 1e-10, None),
+        (1.5, 1, None),
+    ],
+)
+def test_a_part_of_units_is_a_whole_number_of_them_or_none(units: float, part: float, left: int | None):
+    assert whole_part(units, part) == left
+
 
 # Spaces built by hand
 

@@ -36,6 +36,9 @@ def test_groups_must_divide_the_rows():
     assert G32.why_not(48, 7) == "groups of 32 do not divide 48 rows"
     assert G32.why_not(64, 7) is None
     assert not FORMATS["int4"].weights and not G32.cache
+    for refused in (lambda: G32.spec(48, 7, "in_out"), lambda: G32.pack(np.ones((48, 7), np.float32), "out_in")):
+        with pytest.raises(Rejected, match="groups of 32 do not divide 48 rows"):
+            refused()
 
 
 def test_products_of_rounded_inputs_are_exact_integers():

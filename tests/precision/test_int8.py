@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cosearch.architecture.linear import MatrixStorage
 from cosearch.precision import FORMATS
 
 INT8 = FORMATS["int8"]
@@ -25,8 +26,8 @@ def test_a_smaller_scale_cuts_off_what_is_beyond_127():
 
 
 def test_bits_count_the_scales():
-    assert INT8.bits_per_weight(64, 10) == 8.5
-    assert FORMATS["bfloat16"].bits_per_weight(64, 10) == 16
+    assert MatrixStorage("int8").bits((64, 10)) == 8.5 * 640
+    assert MatrixStorage("bfloat16").bits((3, 64, 10)) == 16 * 3 * 640
 
 
 def test_a_cache_has_a_scale_for_each_token_and_head():

@@ -52,6 +52,13 @@ def test_narrow_products_are_summed_in_float32():
         assert contract(x[None], matrix, "in_out", lowering).dtype == jnp.bfloat16
 
 
+def test_products_of_integers_stay_whole():
+    x, matrix = jnp.full((1, 8), 100, jnp.int8), jnp.full((8, 2), 100, jnp.int8)
+    for lowering in matmul.MATMULS:
+        out = contract(x, matrix, "in_out", lowering)
+        assert (out.dtype, out.tolist()) == (jnp.int32, [[80_000, 80_000]])
+
+
 @pytest.mark.parametrize("layout", matmul.LAYOUTS)
 def test_columns_are_taken_in_the_order_of_the_indices(layout: str):
     matrix = np.arange(12.0, dtype=np.float32).reshape(3, 4)

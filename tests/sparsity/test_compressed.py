@@ -81,6 +81,11 @@ def test_a_format_that_cannot_hold_the_stored_rows_is_refused():
     storage = MatrixStorage("int4_g32", compression=NMCompression(2, 4))
     assert storage.why_not((64, 8)) is None
     assert "groups of 32 do not divide 24 rows" in str(storage.why_not((48, 8)))
+    for refused in (lambda: storage.spec((3, 48, 8)), lambda: storage.pack(np.ones((48, 8), np.float32))):
+        with pytest.raises(Rejected, match="int4_g32 does not hold it: groups of 32 do not divide 24 rows"):
+            refused()
+    with pytest.raises(Rejected, match="groups of 4 do not divide 18 inputs"):
+        MatrixStorage(compression=NMCompression(2, 4)).pack(np.ones((18, 8), np.float32))
     assert "are not multiplied with compressed weights" in str(
         MatrixStorage("int8", inputs="int8", compression=NMCompression(2, 4)).why_not((64, 8))
     )
@@ -90,7 +95,7 @@ def test_nan_is_not_hidden_by_leaving_it_out():
     weights = np.ones((16, 16), np.float32)
     weights[3, 5] = np.nan
     for compression in COMPRESSIONS:
-        with pytest.raises(Rejected, match="NaN"):
+        with pytest.raises(Rejected, match="float32 does not hold it: weights hold NaN"):
             MatrixStorage(compression=compression).pack(weights)
 
 

@@ -19,7 +19,7 @@ from cosearch.architecture.cache import KVCache
 from cosearch.architecture.norm import rms_norm
 from cosearch.core.candidate import Value
 from cosearch.core.errors import Rejected
-from cosearch.core.space import Knob, choice, integer
+from cosearch.core.space import Knob, choice, integer, whole_part
 from cosearch.schedule.matmul import multiply_reduce
 
 QK_NORM: Mapping[str, Knob] = {"qk_norm": choice(True, lambda: (True, False), per_layer=True)}
@@ -139,11 +139,11 @@ def heads_of(width: int, choices: Mapping[str, Value]) -> int:
     """How many heads of `head_dim` there are: together `heads_ratio` times as wide as the model."""
     head_dim, ratio = choices["head_dim"], choices["heads_ratio"]
     assert isinstance(head_dim, int) and isinstance(ratio, int | float)
-    heads = ratio * width / head_dim
-    if heads != round(heads) or heads < 1:
+    heads = whole_part(width / head_dim, ratio)
+    if heads is None:
         part = "" if ratio == 1 else f"{ratio:g} of "
         raise Rejected(f"heads of {head_dim} do not divide {part}a width of {width}")
-    return round(heads)
+    return heads
 
 
 class Attended(NamedTuple):

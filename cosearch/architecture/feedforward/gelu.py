@@ -1,4 +1,5 @@
-"""The Transformer's own feed-forward, with GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415): down(gelu(up(x)))."""
+"""The Transformer's own feed-forward, down(gelu(up(x))), with GELU in its tanh approximation (Hendrycks and Gimpel
+2016, arXiv:1606.08415, section 2)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
