@@ -15,9 +15,8 @@ import numpy as np
 from cosearch.architecture.attention import AttentionShape
 from cosearch.architecture.attention.softmax import SoftmaxShape
 from cosearch.architecture.feedforward import FeedForwardShape
-from cosearch.architecture.feedforward.gelu import GELUShape
+from cosearch.architecture.feedforward.mlp import MLPShape
 from cosearch.architecture.feedforward.moe import MoEShape
-from cosearch.architecture.feedforward.swiglu import SwiGLUShape
 from cosearch.architecture.shape import WRITES_RESIDUAL, DecoderShape, LayerShape
 from cosearch.core.candidate import Value
 from cosearch.core.errors import Rejected
@@ -140,7 +139,7 @@ def _channels(before: LayerShape, after: LayerShape) -> Iterator[_Units]:
                 inputs = (f"feedforward.{name}gate", f"feedforward.{name}up")
                 yield _Units(inputs, f"feedforward.{name}down", count, kept)
     elif old != new:
-        assert isinstance(old, SwiGLUShape | GELUShape) and isinstance(new, SwiGLUShape | GELUShape)
+        assert isinstance(old, MLPShape) and isinstance(new, MLPShape)
         inputs = tuple(f"feedforward.{name}" for name in old.reads_norm)
         yield _Units(inputs, "feedforward.down", old.hidden, new.hidden)
 
@@ -164,9 +163,9 @@ def _fewer_channels(feedforward: FeedForwardShape | None, kept: float) -> FeedFo
     if isinstance(feedforward, MoEShape):
         shared = feedforward.shared_hidden and _part(feedforward.shared_hidden, kept, "shared channels")
         return replace(feedforward, hidden=_part(feedforward.hidden, kept, "channels"), shared_hidden=shared)
-    if not isinstance(feedforward, SwiGLUShape | GELUShape):
+    if not isinstance(feedforward, MLPShape):
         raise Rejected(f"channels_kept={kept} is for the channels of swiglu, gelu and moe")
-    return feedforward.with_hidden(_part(feedforward.hidden, kept, "channels"))
+    return replace(feedforward, hidden=_part(feedforward.hidden, kept, "channels"))
 
 
 def _part(units: int, kept: float, what: str) -> int:

@@ -6,7 +6,7 @@ import pytest
 from cosearch.architecture import cache as kv
 from cosearch.architecture.attention.softmax import SoftmaxShape
 from cosearch.architecture.decoder import Decoder, bind, pack, params_spec, plain_decoder, random_weights, unpack
-from cosearch.architecture.feedforward.swiglu import SwiGLUShape
+from cosearch.architecture.feedforward.mlp import MLPShape
 from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Choices
 from cosearch.core.errors import Rejected
@@ -27,7 +27,11 @@ def test_values_by_layer_are_repeated_over_the_depth():
         SoftmaxShape(4, 1, 16),
         SoftmaxShape(4, 2, 16, window=8),
     ]
-    assert [layer.feedforward for layer in shape.layers] == [SwiGLUShape(64), SwiGLUShape(128), SwiGLUShape(192)]
+    assert [layer.feedforward for layer in shape.layers] == [
+        MLPShape(64, gated=True),
+        MLPShape(128, gated=True),
+        MLPShape(192, gated=True),
+    ]
     assert not shape.uniform
     assert shape_of(attention=("mha", "mha")).uniform
 

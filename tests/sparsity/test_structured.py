@@ -6,7 +6,7 @@ import pytest
 from cosearch import testing
 from cosearch.architecture.attention.softmax import SoftmaxShape
 from cosearch.architecture.decoder import bind, pack, plain_decoder, random_weights
-from cosearch.architecture.feedforward.swiglu import SwiGLUShape
+from cosearch.architecture.feedforward.mlp import MLPShape
 from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Choices, Value
 from cosearch.core.errors import Rejected
@@ -145,7 +145,7 @@ def test_what_is_skipped_has_nothing_to_lose():
     shape = shape_of(attention=("mha", "none"), feedforward=("none", "swiglu"))
     first, second = STRUCTURED.shape(shape, HALF).layers
     assert first.attention == SoftmaxShape(2, 2, 16) and first.feedforward is None
-    assert second.attention is None and second.feedforward == SwiGLUShape(48)
+    assert second.attention is None and second.feedforward == MLPShape(48, gated=True)
     pruned = STRUCTURED.prune(random_weights(shape, 0), shape, HALF, {})
     assert pruned["layers.0.attention.output"].shape == (32, 64)
     assert pruned["layers.1.feedforward.down"].shape == (48, 64)
@@ -162,7 +162,7 @@ def test_heads_that_share_keys_go_together_and_those_of_one_key_one_by_one():
         ({"attention": "mqa"}, SoftmaxShape(2, 1, 16)),
     ):
         [layer] = set(STRUCTURED.shape(shape_of(**choices), HALF).layers)
-        assert (layer.attention, layer.feedforward) == (left, SwiGLUShape(48))
+        assert (layer.attention, layer.feedforward) == (left, MLPShape(48, gated=True))
 
 
 @pytest.mark.parametrize("attention", ["mla", "gated_delta"])

@@ -148,9 +148,7 @@ class GatedDeltaNet:
     knobs: Mapping[str, Knob] = {}
 
     def shape(self, place: Place, choices: Mapping[str, Value]) -> GatedDeltaShape:
-        head_dim = choices["head_dim"]
-        assert isinstance(head_dim, int)
-        return GatedDeltaShape(heads_of(place.width, choices), head_dim)
+        return GatedDeltaShape(*heads_of(place.width, choices))
 
 
 ATTENTION.register("gated_delta")(GatedDeltaNet())

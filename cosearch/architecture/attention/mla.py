@@ -161,9 +161,9 @@ class Latent:
     knobs: Mapping[str, Knob] = {"latent": integer(64, per_layer=True), "rope_dim": integer(16, per_layer=True)}
 
     def shape(self, place: Place, choices: Mapping[str, Value]) -> LatentShape:
-        head_dim, latent, rope_dim = choices["head_dim"], choices["latent"], choices["rope_dim"]
-        assert isinstance(head_dim, int) and isinstance(latent, int) and isinstance(rope_dim, int)
-        return LatentShape(heads_of(place.width, choices), head_dim, latent, rope_dim)
+        latent, rope_dim = choices["latent"], choices["rope_dim"]
+        assert isinstance(latent, int) and isinstance(rope_dim, int)
+        return LatentShape(*heads_of(place.width, choices), latent, rope_dim)
 
 
 ATTENTION.register("mla")(Latent())

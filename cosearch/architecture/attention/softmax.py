@@ -72,11 +72,9 @@ class SoftmaxShape:
         cls, place: Place, choices: Mapping[str, Value], kv_heads: Value | None = None, windowed: bool = False
     ) -> "SoftmaxShape":
         """`heads` of `head_dim`, each with its own key/value head unless told otherwise."""
-        head_dim = choices["head_dim"]
-        assert isinstance(head_dim, int) and isinstance(kv_heads, int | None)
-        heads = heads_of(place.width, choices)
+        heads, head_dim = heads_of(place.width, choices)
         window, sinks = (choices["window"], choices["sinks"]) if windowed else (None, 0)
-        assert isinstance(window, int | None) and isinstance(sinks, int)
+        assert isinstance(kv_heads, int | None) and isinstance(window, int | None) and isinstance(sinks, int)
         return cls(heads, kv_heads or heads, head_dim, bool(choices["qk_norm"]), window, sinks)
 
     def __post_init__(self) -> None:
@@ -135,15 +133,15 @@ class SoftmaxShape:
         return capacity if self.window is None else min(self.sinks + self.window, capacity)
 
 
-def heads_of(width: int, choices: Mapping[str, Value]) -> int:
-    """How many heads of `head_dim` there are: together `heads_ratio` times as wide as the model."""
+def heads_of(width: int, choices: Mapping[str, Value]) -> tuple[int, int]:
+    """How many heads there are, and their size: together they are `heads_ratio` times as wide as the model."""
     head_dim, ratio = choices["head_dim"], choices["heads_ratio"]
     assert isinstance(head_dim, int) and isinstance(ratio, int | float)
     heads = whole_part(width / head_dim, ratio)
     if heads is None:
         part = "" if ratio == 1 else f"{ratio:g} of "
         raise Rejected(f"heads of {head_dim} do not divide {part}a width of {width}")
-    return heads
+    return heads, head_dim
 
 
 class Attended(NamedTuple):
