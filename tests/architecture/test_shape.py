@@ -27,11 +27,8 @@ def test_values_by_layer_are_repeated_over_the_depth():
         SoftmaxShape(4, 1, 16),
         SoftmaxShape(4, 2, 16, window=8),
     ]
-    assert [layer.feedforward for layer in shape.layers] == [
-        MLPShape(64, gated=True),
-        MLPShape(128, gated=True),
-        MLPShape(192, gated=True),
-    ]
+    hidden = [64, 128, 192]
+    assert [layer.feedforward for layer in shape.layers] == [MLPShape(size, gated=True) for size in hidden]
     assert not shape.uniform
     assert shape_of(attention=("mha", "mha")).uniform
 
