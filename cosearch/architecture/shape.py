@@ -1,5 +1,6 @@
 """The sizes of a decoder: what a candidate's architecture choices amount to, layer by layer."""
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ class DecoderShape:
         """How the matrix at `path` is compressed."""
         return None if path == EMBEDDING or path.endswith(DECIDES) else self.compression
 
-    @property
+    @functools.cached_property
     def parameters(self) -> int:
         """How many weights are stored."""
         count = sum(vector.size for vector in self.vectors().values())

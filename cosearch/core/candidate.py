@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -61,6 +61,7 @@ class Candidate:
     precision: Choices
     sparsity: Choices
     schedule: Choices
+    _keys: dict[tuple[str, ...], str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def from_point(cls, point: Point) -> "Candidate":
@@ -83,7 +84,9 @@ class Candidate:
 
     def key(self, *axes: str) -> str:
         """The hash of some axes only, by which trials that agree in them share results."""
-        return content_hash({axis: dict(getattr(self, axis)) for axis in axes})
+        if axes not in self._keys:  # proposers ask for those of thousands, again and again
+            self._keys[axes] = content_hash({axis: dict(getattr(self, axis)) for axis in axes})
+        return self._keys[axes]
 
     @property
     def quality_axes_key(self) -> str:

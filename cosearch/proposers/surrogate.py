@@ -29,6 +29,8 @@ from cosearch.quality.predictor import QualityModel
 _DRAWS = 16
 _EXACT = 250
 """Proposals whose expected gain is computed exactly, of the thousands considered."""
+_REMEMBERED = 1000
+"""Of those considered, the best that are considered again."""
 _LIMIT = 1.2
 """What is worse than the front's worst by more than a fifth of its range gains nothing."""
 _LEAST_SPAN = 0.05
@@ -151,7 +153,9 @@ class SurrogateProposer:
         seconds = self._seconds(candidates)
         # Most proposals are dominated in nearly every draw; only the rest are worth an exact volume.
         worth = _undominated(losses, plausible, known).mean(axis=0) / seconds
-        kept = np.argsort(-worth, kind="stable")[:_EXACT]
+        order = np.argsort(-worth, kind="stable")
+        self._considered = {candidates[index].uid: candidates[index] for index in order[:_REMEMBERED]}
+        kept = order[:_EXACT]
         candidates = [candidates[index] for index in kept]
         losses, plausible, seconds = losses[:, kept], plausible[:, kept], seconds[kept]
         trained = self._trained
