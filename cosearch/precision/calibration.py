@@ -11,9 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cosearch.core.errors import Rejected
 from cosearch.precision import Format
 from cosearch.precision.quantized import Quantized
 
+_DAMPING = 0.01
+"""Of the mean of a moment's diagonal, added to it as in the code of GPTQ and SparseGPT: so that it can be inverted."""
 _MSE_GRID = np.linspace(1, 0.5, 51, dtype=np.float32)
 _AWQ_GRID = np.linspace(0, 1, 21)
 
@@ -21,6 +24,23 @@ _AWQ_GRID = np.linspace(0, 1, 21)
 def output_error(error: np.ndarray, moment: np.ndarray) -> float:
     """The mean squared error of products, summed over outputs, that errors [in, out] of a matrix make."""
     return float(np.sum(error * (moment @ error)))
+
+
+def error_shares(moment: np.ndarray) -> np.ndarray:
+    """The upper Cholesky factor U of the inverse of `moment` [in, in], which is damped before.
+
+    Row i of U, over U_ii, says how the weights of later inputs make up for an error in those of input i, all before it
+    being settled. Inputs that were never there make up for nothing: U is the identity.
+
+    Raises:
+        Rejected: the moment is not finite.
+    """
+    if not np.isfinite(moment).all():
+        raise Rejected("the moments of a matrix's inputs are not finite, so errors cannot be made up for by them")
+    spread = moment.astype(np.float64)
+    mean = np.diagonal(spread).mean()
+    spread = spread + np.eye(len(spread)) * (_DAMPING * mean if mean > 0 else 1.0)
+    return np.linalg.cholesky(np.linalg.inv(spread)).T
 
 
 def mse_scale(form: Quantized, weights: np.ndarray) -> np.ndarray:
@@ -38,26 +58,22 @@ def mse_scale(form: Quantized, weights: np.ndarray) -> np.ndarray:
     return best
 
 
-def gptq(
-    form: Quantized, weights: np.ndarray, moment: np.ndarray, damping: float = 0.01
-) -> tuple[np.ndarray, np.ndarray]:
+def gptq(form: Quantized, weights: np.ndarray, moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`weights` [in, out] rounded so that the product's error is small, and their scales [G, out], both for `pack`.
 
     Rows are rounded one after the other, and those that follow make up for the error (Frantar et al. 2022,
-    arXiv:2210.17323); a group's scale is chosen by absmax when its first row's turn comes. `damping`, a part of
-    the mean of the moment's diagonal, is added to that.
+    arXiv:2210.17323); a group's scale is chosen by absmax when its first row's turn comes.
 
     qwix has GPTQ as well, but with a scale of absmax / (limit + 0.5) that is not rounded to what is stored, with
     codes down to -8, and with groups' scales that do not follow the errors inside a block of 128 rows.
+
+    Raises:
+        Rejected: the moment is not finite.
     """
     scales = form.scale
     assert scales is not None, "the format holds no weights"
     rows = len(weights)
-    spread = moment.astype(np.float64)
-    mean = np.diag(spread).mean()
-    spread = spread + np.eye(rows) * (damping * mean if mean > 0 else 1.0)
-    # Row i of the upper Cholesky factor of the inverse says how row i's error is made up for by the rows after it.
-    shares = np.linalg.cholesky(np.linalg.inv(spread)).T
+    shares = error_shares(moment)
     left = weights.astype(np.float64)
     rounded = np.empty_like(left)
     group = form.group or rows

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from cosearch.core.errors import Rejected
 from cosearch.precision import FORMATS
-from cosearch.precision.calibration import awq_scales, gptq, mse_scale, output_error
+from cosearch.precision.calibration import awq_scales, error_shares, gptq, mse_scale, output_error
 from cosearch.precision.quantized import Quantized
 
 ROWS, COLUMNS = 128, 24
@@ -74,6 +75,21 @@ def test_gptq_of_inputs_that_were_never_there_rounds_to_the_nearest():
     form, weights = form_of("int8"), weights_of(3)
     rounded, _ = gptq(form, weights, np.zeros((ROWS, ROWS), np.float32))
     np.testing.assert_allclose(rounded, form.unpack(form.pack(weights, "in_out"), "in_out"), rtol=1e-6)
+
+
+def test_errors_are_made_up_for_by_the_inputs_that_follow():
+    moment = np.array([[2.0, 1.0], [1.0, 2.0]])
+    upper = error_shares(moment)
+    damped = moment + 0.02 * np.eye(2)
+    np.testing.assert_allclose(upper.T @ upper, np.linalg.inv(damped))
+    # By least squares: input 1 is like 1 / 2.02 of input 0, whose error it takes with that and the other sign.
+    assert upper[1, 0] == 0 and upper[0, 1] / upper[0, 0] == pytest.approx(-1 / 2.02)
+    np.testing.assert_array_equal(error_shares(np.zeros((3, 3))), np.eye(3))
+
+
+def test_moments_that_overflowed_are_refused():
+    with pytest.raises(Rejected, match="moments of a matrix's inputs are not finite"):
+        gptq(form_of("int8"), weights_of(1), np.full((ROWS, ROWS), np.inf))
 
 
 @pytest.mark.parametrize("name", TAKE["awq"])
