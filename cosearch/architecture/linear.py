@@ -35,8 +35,11 @@ class Compression(Protocol):
         """The array of indices, in the order of `layout`."""
         ...
 
-    def compress(self, weights: np.ndarray, layout: str) -> tuple[np.ndarray, np.ndarray]:
-        """The compressed matrix [stored in, out] and its indices; the weights left out are those nearest to zero."""
+    def compress(
+        self, weights: np.ndarray, layout: str, scores: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The compressed matrix [stored in, out] and its indices; the weights left out are those of the least `scores`
+        [in, out], or, if there are none, those nearest to zero."""
         ...
 
     def expand(self, values: np.ndarray, indices: np.ndarray, rows: int, layout: str) -> np.ndarray:

@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Value
-from cosearch.core.space import Knob, fraction, integer, whole_part
+from cosearch.core.space import fraction, integer, whole_part
 from cosearch.schedule.matmul import MOST_ROWS, contract, multiply_reduce
-from cosearch.sparsity import PATTERNS, Moments
-from cosearch.sparsity.compressed import compressed_shape, prune_matrices
-from cosearch.sparsity.criteria import CRITERION, largest, reads_moments, refuse_sparsegpt, saliency
+from cosearch.sparsity import PATTERNS
+from cosearch.sparsity.compressed import CompressedPattern
+from cosearch.sparsity.criteria import CRITERION, largest, refuse_sparsegpt
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,12 @@ class BlockCompression:
         sizes = self.stored_rows(rows) // self.block, columns // self.block
         return jax.ShapeDtypeStruct(sizes if layout == "in_out" else sizes[::-1], jnp.uint16)
 
-    def best(self, scores: np.ndarray) -> np.ndarray:
-        """The blocks [K, J] in which the weights' `scores` [in, out] have the largest sums."""
-        sums_IJ = self._tiles(scores).sum(axis=(1, 3))
-        return largest(sums_IJ, self.stored_rows(len(scores)) // self.block)
-
-    def compress(self, weights: np.ndarray, layout: str) -> tuple[np.ndarray, np.ndarray]:
-        blocks_KJ = self.best(np.abs(weights, dtype=np.float64))
+    def compress(
+        self, weights: np.ndarray, layout: str, scores: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Of a block, the sum of its weights' scores counts."""
+        scores = np.abs(weights, dtype=np.float64) if scores is None else scores
+        blocks_KJ = largest(self._tiles(scores).sum(axis=(1, 3)), self.stored_rows(len(weights)) // self.block)
         tiles_ICJC = self._tiles(weights)
         kept_KCJC = np.take_along_axis(tiles_ICJC, blocks_KJ[:, None, :, None], axis=0)
         indices = blocks_KJ.astype(np.uint16)
@@ -111,35 +109,14 @@ class BlockCompression:
         return matrix.reshape(rows // self.block, self.block, columns // self.block, self.block)
 
 
-class Block:
-    """`block` is a block's side, `blocks_kept` the fraction of input blocks that each block of outputs keeps."""
-
-    knobs: Mapping[str, Knob] = {"block": integer(16), "blocks_kept": fraction(0.5), **CRITERION}
-
-    def shape(self, shape: DecoderShape, choices: Mapping[str, Value]) -> DecoderShape:
-        refuse_sparsegpt(choices, "blocks")
-        block, kept = choices["block"], choices["blocks_kept"]
-        assert isinstance(block, int) and isinstance(kept, int | float)
-        return compressed_shape(shape, BlockCompression(block, kept))
-
-    def needs_moments(self, choices: Mapping[str, Value]) -> bool:
-        return reads_moments(choices)
-
-    def prune(
-        self, weights: Mapping[str, np.ndarray], shape: DecoderShape, choices: Mapping[str, Value], moments: Moments
-    ) -> dict[str, np.ndarray]:
-        left = self.shape(shape, choices)
-        compression = left.compression
-        assert isinstance(compression, BlockCompression)
-
-        def prune(matrix: np.ndarray, moment: np.ndarray | None) -> np.ndarray:
-            blocks_KJ = compression.best(saliency(matrix, moment))
-            stays_IJ = np.zeros((len(matrix) // compression.block, blocks_KJ.shape[1]), bool)
-            np.put_along_axis(stays_IJ, blocks_KJ, True, axis=0)
-            stays = np.repeat(np.repeat(stays_IJ, compression.block, axis=0), compression.block, axis=1)
-            return np.where(stays, matrix, np.zeros_like(matrix))
-
-        return prune_matrices(weights, left, moments if reads_moments(choices) else None, prune)
+def _compression(choices: Mapping[str, Value]) -> BlockCompression:
+    refuse_sparsegpt(choices, "blocks")
+    block, kept = choices["block"], choices["blocks_kept"]
+    assert isinstance(block, int) and isinstance(kept, int | float)
+    return BlockCompression(block, kept)
 
 
-PATTERNS.register("block")(Block())
+PATTERNS.register("block")(
+    CompressedPattern({"block": integer(16), "blocks_kept": fraction(0.5), **CRITERION}, _compression)
+)
+"""`block` is a block's side, `blocks_kept` the fraction of input blocks that each block of outputs keeps."""

@@ -56,21 +56,9 @@ def largest(scores: np.ndarray, kept: int) -> np.ndarray:
     return np.sort(order[..., :kept, :], axis=-2)
 
 
-def keep_n_of_m(weights: np.ndarray, moment: np.ndarray | None, kept: int, group: int) -> np.ndarray:
-    """The matrix [in, out] with the `kept` most salient of every `group` consecutive inputs of each output, and zeros
-    for the others."""
-    scores = saliency(weights, moment).reshape(-1, group, weights.shape[1])
-    return np.where(_mask(scores, kept).reshape(weights.shape), weights, np.zeros_like(weights))
-
-
-def _mask(scores: np.ndarray, kept: int) -> np.ndarray:
-    mask = np.zeros(scores.shape, bool)
-    np.put_along_axis(mask, largest(scores, kept), True, axis=-2)
-    return mask
-
-
 def sparsegpt(weights: np.ndarray, moment: np.ndarray, kept: int, group: int) -> np.ndarray:
-    """As `keep_n_of_m`, with the weights that stay changed to make up for those that go.
+    """The matrix [in, out] with `kept` of every `group` consecutive inputs of each output, changed to make up for the
+    others, which are zero.
 
     Group by group, the weights stay that have the largest w^2 / U_jj^2, U being `error_shares`, and the error is spread
     over the inputs that are still to come.
@@ -83,7 +71,8 @@ def sparsegpt(weights: np.ndarray, moment: np.ndarray, kept: int, group: int) ->
     left = weights.astype(np.float64)
     for start in range(0, len(left), group):
         rows = slice(start, start + group)
-        stays = _mask(np.square(left[rows] / diagonal[rows]), kept)
+        stays = np.zeros(left[rows].shape, bool)
+        np.put_along_axis(stays, largest(np.square(left[rows] / diagonal[rows]), kept), True, axis=0)
         errors = np.zeros((group, left.shape[1]))
         for offset in range(group):
             row = start + offset
