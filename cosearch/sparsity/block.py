@@ -61,37 +61,8 @@ class BlockCompression:
         np.put_along_axis(tiles_ICJC, blocks_KJ[:, None, :, None], self._tiles(values), axis=0)
         return tiles_ICJC.reshape(rows, -1)
 
-    def matmul(
-        self, x: jax.Array, values: jax.Array, indices: jax.Array, rows: int, layout: str, lowering: str
-    ) -> jax.Array:
-        x_RI = x.reshape(-1, rows)
+    def dense(self, values: jax.Array, indices: jax.Array, rows: int, layout: str) -> jax.Array:
         blocks_JK = (indices.T if layout == "in_out" else indices).astype(jnp.int32)
-        if len(x_RI) > MOST_ROWS:
-            dense = self._spread_blocks(values, blocks_JK, rows, layout)
-            out = contract(x_RI, dense, layout, "dot", out_dtype=values.dtype)
-        else:
-            out = self._gather_inputs(x_RI, values, blocks_JK, layout, lowering)
-        return out.reshape(*x.shape[:-1], -1)
-
-    def _gather_inputs(
-        self, x_RI: jax.Array, values: jax.Array, blocks_JK: jax.Array, layout: str, lowering: str
-    ) -> jax.Array:
-        picked = x_RI.reshape(len(x_RI), -1, self.block).at[:, blocks_JK].get(mode="promise_in_bounds")
-        picked = picked.reshape(len(x_RI), len(blocks_JK), -1)  # [R, J, K C]
-        if layout == "in_out":
-            tiles, subscripts = values.reshape(len(values), -1, self.block), "rji,ijo->rjo"
-        else:
-            tiles, subscripts = values.reshape(-1, self.block, values.shape[1]), "rji,joi->rjo"
-        if lowering == "multiply_reduce":
-            return multiply_reduce(subscripts, picked, tiles)
-        return jnp.einsum(subscripts, picked, tiles.astype(x_RI.dtype), preferred_element_type=values.dtype)
-
-    def _spread_blocks(self, values: jax.Array, blocks_JK: jax.Array, rows: int, layout: str) -> jax.Array:
-        """The whole matrix in the order of `layout`.
-
-        For many rows, whose gathered inputs would be larger than it: 40 rows by 1024 x 1024 took 8 ms with them on 2
-        cores, and 0.5 ms to spread the blocks and 1.1 ms to multiply.
-        """
         many, kept = blocks_JK.shape
         whole, size = rows // self.block, self.block
         each = jnp.arange(many)[:, None]
@@ -101,8 +72,34 @@ class BlockCompression:
         else:
             tiles_JKCC = values.reshape(many, size, kept, size).transpose(0, 2, 1, 3)
             places = jnp.zeros((many, size, whole, size), values.dtype).at[each, :, blocks_JK]
-        dense = places.set(tiles_JKCC, mode="promise_in_bounds", unique_indices=True)
-        return dense.reshape(whole * size, -1) if layout == "in_out" else dense.reshape(many * size, -1)
+        tiles = places.set(tiles_JKCC, mode="promise_in_bounds", unique_indices=True)
+        return tiles.reshape(rows, -1) if layout == "in_out" else tiles.reshape(-1, rows)
+
+    def matmul(
+        self, x: jax.Array, values: jax.Array, indices: jax.Array, rows: int, layout: str, lowering: str
+    ) -> jax.Array:
+        x_RI = x.reshape(-1, rows)
+        # The gathered inputs of many rows would be larger than the matrix: 40 rows by 1024 x 1024 took 8 ms with them
+        # on 2 cores, and 0.5 ms to spread the blocks and 1.1 ms to multiply.
+        if len(x_RI) > MOST_ROWS:
+            out = contract(x_RI, self.dense(values, indices, rows, layout), layout, "dot", out_dtype=values.dtype)
+        else:
+            out = self._gather_inputs(x_RI, values, indices, layout, lowering)
+        return out.reshape(*x.shape[:-1], -1)
+
+    def _gather_inputs(
+        self, x_RI: jax.Array, values: jax.Array, indices: jax.Array, layout: str, lowering: str
+    ) -> jax.Array:
+        blocks_JK = (indices.T if layout == "in_out" else indices).astype(jnp.int32)
+        picked = x_RI.reshape(len(x_RI), -1, self.block).at[:, blocks_JK].get(mode="promise_in_bounds")
+        picked = picked.reshape(len(x_RI), len(blocks_JK), -1)  # [R, J, K C]
+        if layout == "in_out":
+            tiles, subscripts = values.reshape(len(values), -1, self.block), "rji,ijo->rjo"
+        else:
+            tiles, subscripts = values.reshape(-1, self.block, values.shape[1]), "rji,joi->rjo"
+        if lowering == "multiply_reduce":
+            return multiply_reduce(subscripts, picked, tiles)
+        return jnp.einsum(subscripts, picked, tiles.astype(x_RI.dtype), preferred_element_type=values.dtype)
 
     def _tiles(self, matrix: np.ndarray) -> np.ndarray:
         rows, columns = matrix.shape

@@ -76,6 +76,12 @@ class NMCompression:
         np.put_along_axis(groups_GMO, places_NGO.transpose(1, 0, 2), values_NGO.transpose(1, 0, 2), axis=1)
         return groups_GMO.reshape(rows, columns)
 
+    def dense(self, values: jax.Array, indices: jax.Array, rows: int, layout: str) -> jax.Array:
+        spread = self._spread_weights(*self._open(values, indices, layout), layout)
+        if layout == "in_out":
+            return spread.reshape(self.group, -1, spread.shape[1]).swapaxes(0, 1).reshape(rows, -1)
+        return spread.reshape(len(spread), self.group, -1).swapaxes(1, 2).reshape(-1, rows)
+
     def matmul(
         self, x: jax.Array, values: jax.Array, indices: jax.Array, rows: int, layout: str, lowering: str
     ) -> jax.Array:
@@ -85,8 +91,9 @@ class NMCompression:
         if lowering == "multiply_reduce" and len(x_RMG) <= MOST_ROWS:
             out = self._pick_inputs(x_RMG, values, places, layout)
         else:
-            dense = self._spread_weights(values, places, layout)
-            out = contract(x_RMG.reshape(-1, rows), dense, layout, "dot", out_dtype=values.dtype)
+            # Not `dense`: to sort the matrix by inputs made one row by 1024 x 1024 from [out, in] 0.65 ms, not 0.31 ms.
+            spread = self._spread_weights(values, places, layout)
+            out = contract(x_RMG.reshape(-1, rows), spread, layout, "dot", out_dtype=values.dtype)
         return out.reshape(*x.shape[:-1], -1)
 
     def _open(self, values: jax.Array, indices: jax.Array, layout: str) -> tuple[jax.Array, jax.Array]:

@@ -71,6 +71,9 @@ def test_values_are_packed_by_a_number_format_like_any_matrix(compression: Compr
             linear = Linear(weights.shape, storage)
             for part, array in stored.items():
                 linear.stored[part] = nnx.Param(jnp.asarray(array))
+            dense = jax.jit(linear.matrix, static_argnums=0)
+            np.testing.assert_allclose(dense("float32"), whole, rtol=1e-6)
+            assert "dot" not in dense.lower("float32").as_text()  # it is no product with an identity
             for rows in (1, 3, 20):
                 x = rng.standard_normal((rows, 128)).astype(np.float32)
                 np.testing.assert_allclose(jax.jit(linear)(x), x @ whole, atol=1e-4)
