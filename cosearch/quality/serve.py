@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,11 +13,11 @@ import numpy as np
 from cosearch import axes
 from cosearch.architecture.cache import straight_through
 from cosearch.architecture.decoder import Decoder, Params, Weights, bind, pack, plain_decoder, stored_as, unpack
+from cosearch.architecture.linear import MatrixStorage
 from cosearch.architecture.shape import EMBEDDING, DecoderShape
 from cosearch.core.candidate import Candidate
 from cosearch.precision import FORMATS, Precision
 from cosearch.precision.calibration import awq_scales, gptq, mse_scale
-from cosearch.precision.quantized import Quantized
 from cosearch.quality import Recipe
 from cosearch.quality.corpus import Corpus
 from cosearch.quality.statistics import moments
@@ -144,59 +145,67 @@ def calibrate(
     AWQ scales the inputs that come from a norm, whose own scales take up the inverse. GPTQ and the search for the least
     squared error are for each matrix alone; GPTQ leaves the embedding out, whose columns are also read one by one and
     whose errors there no other column can make up for. A matrix whose format leaves nothing to choose stays as it is.
+
+    Raises:
+        Rejected: moments are not finite, or a format names a calibration that it cannot have.
     """
     method = precision.calibration
     chosen = {
-        path: sizes
-        for path, sizes in shape.linears().items()
-        if method != "absmax"
-        and method in FORMATS[precision.weight_format(path)].calibrations
-        and (method, path) != ("gptq", EMBEDDING)
+        path: stored_as(shape, precision, path)
+        for path in shape.linears()
+        if method in FORMATS[precision.weight_format(path)].calibrations and (method, path) != ("gptq", EMBEDDING)
     }
-    new, scales = dict(weights), {}
-    if method == "awq":
-        _scale_inputs(shape, precision, new, observe(weights), chosen)
-    elif chosen:
-        known = observe(weights) if method == "gptq" else {}
-        for path in chosen:
-            storage, each = stored_as(shape, precision, path), []
-            form = storage.form
-            assert isinstance(form, Quantized), f"{storage.format} has no scales that {method} could choose"
-            stack = new[path].reshape(-1, *new[path].shape[-2:])
-            for index, matrix in enumerate(stack):
-                if method == "mse":
-                    compressed = (
-                        matrix if storage.compression is None else storage.compression.compress(matrix, "in_out")[0]
-                    )
-                    each.append((matrix, mse_scale(form, compressed)))
-                else:
-                    moment = known[path].reshape(-1, *known[path].shape[-2:])[index]
-                    each.append(gptq(form, matrix, moment))
-            new[path] = np.stack([matrix for matrix, _ in each]).reshape(new[path].shape)
-            scales[path] = np.stack([scale for _, scale in each]) if new[path].ndim > 2 else each[0][1]
-    return Served(new, scales)
+    match method:
+        case "mse":
+            return _by_mse(chosen, weights)
+        case "gptq":
+            return _by_gptq(chosen, weights, observe(weights))
+        case "awq":
+            return _by_awq(chosen, weights, observe(weights), shape)
+        case _:
+            return Served(weights, {})
 
 
-def _scale_inputs(
-    shape: DecoderShape,
-    precision: Precision,
-    weights: dict[str, np.ndarray],
-    known: Weights,
-    chosen: Mapping[str, object],
-) -> None:
-    """AWQ on each normalised input: multiply the rows of the matrices that read it, divide the norm's scales."""
+def _by_mse(chosen: Mapping[str, MatrixStorage], weights: Weights) -> Served:
+    scales = {}
+    for path, storage in chosen.items():
+        scales[path] = np.vectorize(partial(mse_scale, storage), signature="(i,o)->(g,o)")(weights[path])
+    return Served(weights, scales)
+
+
+def _by_gptq(chosen: Mapping[str, MatrixStorage], weights: Weights, known: Weights) -> Served:
+    rounded, scales = dict(weights), {}
+    for path, storage in chosen.items():
+        each = np.vectorize(partial(gptq, storage), signature="(i,o),(i,i)->(i,o),(g,o)")
+        rounded[path], scales[path] = each(weights[path], known[path])
+    return Served(rounded, scales)
+
+
+def _by_awq(chosen: Mapping[str, MatrixStorage], weights: Weights, known: Weights, shape: DecoderShape) -> Served:
+    """For each normalised input, the rows of the matrices that read it multiplied, and the norm's scales divided."""
+    scaled = dict(weights)
     for index, layer in enumerate(shape.layers):
         for block, one in layer.blocks():
             paths = [f"layers.{index}.{block}.{name}" for name in one.reads_norm]
-            readers = [path for path in paths if path in chosen and weights[path].ndim == 2]
+            readers = [
+                (chosen[path], matrix, moment)
+                for path in paths
+                if path in chosen
+                for matrix, moment in zip(_matrices(weights[path]), _matrices(known[path]), strict=True)
+            ]
             if not readers:
                 continue
-            matrices = [(FORMATS[precision.weight_format(path)], weights[path]) for path in readers]
-            factors = awq_scales(matrices, known[readers[0]])
+            factors = awq_scales(readers)
             for path in paths:
-                weights[path] = (weights[path] * factors[:, None]).astype(np.float32)
+                scaled[path] = (weights[path] * factors[:, None]).astype(np.float32)
             norm = f"layers.{index}.{block}_norm"
-            weights[norm] = (weights[norm] / factors).astype(np.float32)
+            scaled[norm] = (weights[norm] / factors).astype(np.float32)
+    return Served(scaled, {})
+
+
+def _matrices(stack: np.ndarray) -> np.ndarray:
+    """[..., in, out] as [N, in, out]."""
+    return stack.reshape(-1, *stack.shape[-2:])
 
 
 def _coarse(shape: DecoderShape, precision: Precision) -> dict[str, str]:

@@ -152,6 +152,27 @@ def test_awq_changes_nothing_before_it_is_packed(text: corpus.Corpus):
     np.testing.assert_allclose(logits(shape, result.weights), logits(shape, weights), rtol=2e-3, atol=2e-3)
 
 
+def test_awq_hears_every_expert_where_none_is_shared(text: corpus.Corpus):
+    shape = axes.dense_shape(candidate(architecture__feedforward="moe", architecture__shared_ratio=0))
+    weights = spread(shape, 9)
+    known = moments(shape, weights, RECIPE, text)
+    experts = [f"layers.{index}.feedforward.{name}" for index in range(2) for name in ("gate", "up")]
+
+    def error(method: str) -> float:
+        precision = Precision("int4_g32", calibration=method, rules=("*.router=float32",))
+        result = serve.calibrate(shape, precision, weights, lambda _: known)
+        model = plain_decoder(shape, precision)
+        back, found = unpack(model, result.params(model)), 0.0
+        for path in experts:
+            norm = path.rpartition(".")[0] + "_norm"
+            factors = weights[norm] / result.weights[norm]
+            for matrix, wanted, moment in zip(back[path], weights[path], known[path], strict=True):
+                found += output_error(matrix / factors[:, None] - wanted, moment)
+        return found
+
+    assert error("awq") < 0.9 * error("absmax")
+
+
 def test_matrices_whose_format_leaves_no_choice_stay_as_they_are(text: corpus.Corpus):
     shape = axes.dense_shape(candidate())
     weights = random_weights(shape, 5)
