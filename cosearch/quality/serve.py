@@ -12,8 +12,18 @@ import numpy as np
 
 from cosearch import axes
 from cosearch.architecture.cache import straight_through
-from cosearch.architecture.decoder import Decoder, Params, Weights, bind, pack, plain_decoder, stored_as, unpack
-from cosearch.architecture.linear import MatrixStorage
+from cosearch.architecture.decoder import (
+    Decoder,
+    Params,
+    Weights,
+    bind,
+    pack,
+    plain_decoder,
+    scannable,
+    stored_as,
+    unpack,
+)
+from cosearch.architecture.linear import Compression, MatrixStorage
 from cosearch.architecture.shape import EMBEDDING, DecoderShape
 from cosearch.core.candidate import Candidate
 from cosearch.precision import FORMATS, Precision
@@ -22,6 +32,7 @@ from cosearch.quality import Recipe
 from cosearch.quality.corpus import Corpus
 from cosearch.quality.statistics import moments
 from cosearch.quality.train import descend, kept, next_byte_loss, trained_weights
+from cosearch.schedule import Schedule
 from cosearch.sparsity import pattern_of
 
 Progress = Callable[[str, float], None]
@@ -58,14 +69,10 @@ def served(candidate: Candidate, recipe: Recipe, corpus: Corpus, cache: Path, pr
         return pattern.prune(parent, dense, choices, known)
 
     coarse = _coarse(shape, precision)
-    if recipe.recovery_steps and (candidate.sparsity.get("pattern", "dense") != "dense" or coarse):
-        what = f"{dense!r} {candidate.sparsity!r} {sorted(coarse.items())}"
+    if recipe.recovery_steps and (candidate.sparsity.get("pattern", "dense") != "dense" or coarse.rules):
+        what = f"{dense!r} {candidate.sparsity!r} {coarse.rules}"
         weights = kept(
-            cache,
-            what,
-            recipe,
-            corpus,
-            lambda: recover(shape, prune(), coarse, dense, parent, recipe, corpus, progress),
+            cache, what, recipe, corpus, lambda: recover(candidate, prune(), parent, recipe, corpus, progress)
         )
     else:
         weights = prune()
@@ -78,40 +85,19 @@ def whole(shape: DecoderShape) -> DecoderShape:
 
 
 def recover(
-    shape: DecoderShape,
-    weights: Weights,
-    coarse: Mapping[str, str],
-    dense: DecoderShape,
-    parent: Weights,
-    recipe: Recipe,
-    corpus: Corpus,
-    progress: Progress,
+    candidate: Candidate, weights: Weights, parent: Weights, recipe: Recipe, corpus: Corpus, progress: Progress
 ) -> dict[str, np.ndarray]:
-    """`weights` after a short training: zeros of compressed matrices stay, gradients pass straight through the rounding
-    of matrices in `coarse` formats (path to format), and the loss is in part the divergence from the parent's
-    distribution (Hinton et al. 2015, arXiv:1503.02531).
+    """`weights`, pruned for a candidate, after a short training: zeros of compressed matrices stay, matrices in few
+    bits are rounded as they will be stored, and the loss is in part the divergence from the distribution of `parent`,
+    the model before pruning (Hinton et al. 2015, arXiv:1503.02531).
     """
-    model, teacher = plain_decoder(whole(shape)), plain_decoder(dense)
+    dense, shape = axes.dense_shape(candidate), axes.served_shape(candidate)
+    teacher = plain_decoder(dense)
     teacher_params = {path: jnp.asarray(array) for path, array in pack(teacher, parent).items()}
+    coarse = _coarse(shape, Precision.of(candidate.precision))
+    model = Decoder(whole(shape), schedule=Schedule(layers="scan" if scannable(shape, coarse) else "unroll"))
     start = pack(model, weights)
-    matrices = {
-        path: _stored_path(model, path)
-        for path in whole(shape).linears()
-        if shape.compression_of(path) or path in coarse
-    }
-    masks = {stored: start[stored] != 0 for path, stored in matrices.items() if shape.compression_of(path) is not None}
-    rounded = {stored: FORMATS[coarse[path]] for path, stored in matrices.items() if path in coarse}
-
-    def as_served(params: Params) -> dict[str, jax.Array]:
-        params = dict(params)
-        for path, mask in masks.items():
-            params[path] = params[path] * mask
-        for path, form in rounded.items():
-            matrix = params[path]
-            flat = matrix.reshape(-1, *matrix.shape[-2:])
-            again = jax.vmap(lambda one, form=form: form.dequantize(form.pack(one, "in_out"), "in_out", jnp.float32))
-            params[path] = straight_through(matrix, again(flat).reshape(matrix.shape))
-        return params
+    as_served = simulation(model, shape, coarse, start)
 
     def loss(params: Params, inputs: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
         logits = bind(model, as_served(params)).score(inputs)
@@ -132,9 +118,60 @@ def recover(
         corpus,
         lambda text, part: progress(f"recovering, {text}", part),
     )
-    for path, mask in masks.items():
-        params[path] = params[path] * mask
-    return {path: array.astype(np.float32) for path, array in unpack(model, params).items()}
+    recovered = {path: array.astype(np.float32) for path, array in unpack(model, params).items()}
+    for path in shape.linears():
+        if shape.compression_of(path) is not None:
+            recovered[path] *= weights[path] != 0
+    return recovered
+
+
+def simulation(
+    model: Decoder, shape: DecoderShape, coarse: Precision, start: Params
+) -> Callable[[Params], dict[str, jax.Array]]:
+    """A function from the parameters of `model`, whose matrices are whole and in float32, to what is served of them,
+    stored as `shape` and `coarse` say: zeros that compressed matrices have in `start` stay, and matrices in coarse
+    formats are rounded, straight through which gradients pass.
+    """
+    storages = {_stored_path(model, path): stored_as(shape, coarse, path) for path in shape.linears()}
+    masks = {path: start[path] != 0 for path, storage in storages.items() if storage.compression is not None}
+    rounded = {
+        path: _rounding(storage, start[path]) for path, storage in storages.items() if storage.format != coarse.weights
+    }
+
+    def as_served(params: Params) -> dict[str, jax.Array]:
+        params = dict(params)
+        for path, mask in masks.items():
+            params[path] = params[path] * mask
+        for path, rounding in rounded.items():
+            params[path] = straight_through(params[path], rounding(params[path]))
+        return params
+
+    return as_served
+
+
+def _rounding(storage: MatrixStorage, start: np.ndarray) -> Callable[[jax.Array], jax.Array]:
+    """A function from a matrix [..., in, out] to what is read back from where it is stored; of a compressed one, the
+    weights stay that `start` [..., in, out] has."""
+    form, compression = storage.form, storage.compression
+
+    def one(matrix: jax.Array, *places: jax.Array) -> jax.Array:
+        if compression is None:
+            return form.dequantize(form.pack(matrix, "in_out"), "in_out", matrix.dtype)
+        rows, indices = places
+        values = jnp.take_along_axis(matrix, rows - 1, axis=0) * (rows > 0)
+        again = form.dequantize(form.pack(values, "in_out"), "in_out", matrix.dtype)
+        return compression.dense(again, indices, len(matrix), "in_out")
+
+    places = () if compression is None else _places(compression, start)
+    return lambda matrix: jax.vmap(one)(matrix.reshape(-1, *matrix.shape[-2:]), *places).reshape(matrix.shape)
+
+
+def _places(compression: Compression, start: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """The row of each weight of `start` [..., in, out] that is stored, counted from 1 and 0 for one that is zero, and
+    the indices, both stacked for all the matrices."""
+    rows = np.arange(1, start.shape[-2] + 1, dtype=np.int32)[:, None]
+    pairs = [compression.compress((matrix != 0) * rows, "in_out") for matrix in _matrices(start)]
+    return jnp.stack([rows for rows, _ in pairs]), jnp.stack([indices for _, indices in pairs])
 
 
 def calibrate(
@@ -208,15 +245,15 @@ def _matrices(stack: np.ndarray) -> np.ndarray:
     return stack.reshape(-1, *stack.shape[-2:])
 
 
-def _coarse(shape: DecoderShape, precision: Precision) -> dict[str, str]:
-    """Path to format of the matrices that are stored in few bits a weight, indices apart."""
-    found = {}
+def _coarse(shape: DecoderShape, precision: Precision) -> Precision:
+    """The formats of the matrices that are stored in few bits a weight, indices apart; of all else, float32."""
+    rules = []
     for path, (*_, rows, columns) in shape.linears().items():
         storage = stored_as(shape, precision, path)
         stored = (storage.stored_rows(rows), columns)
         if replace(storage, compression=None).bits(stored) < _COARSE_BITS * math.prod(stored):
-            found[path] = storage.format
-    return found
+            rules.append(f"{path}={storage.format}")
+    return Precision(rules=tuple(rules))
 
 
 def _stored_path(model: Decoder, path: str) -> str:

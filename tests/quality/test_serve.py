@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from cosearch import axes
-from cosearch.architecture.decoder import Weights, bind, pack, plain_decoder, random_weights, unpack
+from cosearch.architecture.decoder import Decoder, Params, Weights, bind, pack, plain_decoder, random_weights, unpack
 from cosearch.architecture.shape import EMBEDDING, DecoderShape
 from cosearch.core.candidate import Candidate, Value
 from cosearch.precision import FORMATS, Precision
@@ -18,6 +19,7 @@ from cosearch.precision.calibration import output_error
 from cosearch.quality import Recipe, corpus, serve
 from cosearch.quality.statistics import moments
 from cosearch.quality.train import trained_weights
+from cosearch.sparsity import pattern_of
 
 RECIPE = Recipe(steps=40, warmup_steps=2, text_rows=2, recall_rows=1)
 POINT: dict[str, Value] = {
@@ -97,6 +99,54 @@ def test_training_through_the_rounding_helps_what_is_rounded(text: corpus.Corpus
         )
         away.append(np.linalg.norm(logits(shape, unpack(model, params)) - wanted))
     assert away[1] < away[0]
+
+
+@pytest.mark.parametrize("sparsity", ["dense", "n_m", "block"])
+@pytest.mark.parametrize(
+    ("formats", "layers"),
+    [
+        ({"precision__weights": "int4_g32"}, "scan"),
+        ({"precision__weights": "nvfp4", "precision__rules": ("embedding=int8",)}, "scan"),
+        ({"precision__weights": "int4_g32", "precision__rules": ("layers.0.*=bfloat16",)}, "unroll"),
+    ],
+    ids=str,
+)
+def test_recovery_simulates_what_is_served(
+    sparsity: str, formats: dict[str, Value], layers: str, monkeypatch: pytest.MonkeyPatch, text: corpus.Corpus
+):
+    one = candidate(architecture__feedforward="moe", sparsity__pattern=sparsity, **formats)
+    dense, shape, precision = axes.dense_shape(one), axes.served_shape(one), Precision.of(one.precision)
+    parent = random_weights(dense, 8)
+    pattern, choices = pattern_of(one.sparsity)
+    weights = pattern.prune(parent, dense, choices, {})
+    used = []
+
+    def simulation(model: Decoder, *arguments: Any) -> Callable[[Params], Params]:
+        used.append((model, as_served := simulated(model, *arguments)))
+        return as_served
+
+    simulated = serve.simulation
+    monkeypatch.setattr(serve, "simulation", simulation)
+    monkeypatch.setattr(serve, "descend", lambda loss, start, *_: start)
+    recovered = serve.recover(one, weights, parent, RECIPE, text, quiet)
+    assert all(np.array_equal(recovered[path], weights[path]) for path in weights)
+
+    ((model, as_served),) = used
+    assert model.schedule.layers == layers
+    rng = np.random.default_rng(10)
+    weights = {path: array * rng.uniform(0.5, 2, array.shape).astype(np.float32) for path, array in weights.items()}
+    told = unpack(model, jax.jit(as_served)(pack(model, weights)))
+    stored = plain_decoder(shape, precision)
+    served = unpack(stored, pack(stored, weights))
+    coarse = [path for path in shape.linears() if "4" in precision.weight_format(path)]
+    assert coarse
+    for path in weights:
+        if path in coarse:
+            # Formats of two scales are read back in float64 here, and in float32 there.
+            np.testing.assert_allclose(told[path], served[path], rtol=1e-6, atol=0)
+            assert not np.array_equal(told[path], weights[path])
+        else:
+            np.testing.assert_array_equal(told[path], weights[path])
 
 
 def spread(shape: DecoderShape, seed: int) -> dict[str, np.ndarray]:
