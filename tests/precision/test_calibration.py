@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 
+from cosearch import testing
 from cosearch.architecture.linear import Compression, MatrixStorage
 from cosearch.core.errors import Rejected
 from cosearch.precision import FORMATS
 from cosearch.precision.calibration import awq_scales, error_shares, gptq, mse_scale, output_error
+from cosearch.precision.floating import Floating
 from cosearch.sparsity.block import BlockCompression
 from cosearch.sparsity.n_m import NMCompression
 
@@ -90,6 +92,18 @@ def test_a_format_that_is_no_codes_and_scales_is_refused():
     for calibrate in (mse_scale, lambda storage, weights: gptq(storage, weights, np.eye(ROWS))):
         with pytest.raises(Rejected, match="bfloat16 has no codes and scales that a calibration knows"):
             calibrate(MatrixStorage("bfloat16"), weights_of(1))
+
+
+class Claiming(Floating):
+    """Names a calibration that it has no scales for."""
+
+    calibrations = ("absmax", "mse")
+
+
+def test_the_contract_knows_who_can_be_calibrated(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(FORMATS._entries, "claiming", Claiming(np.float32, activations=False))
+    with pytest.raises(AssertionError, match=r"calibration by \['mse'\] is for `Quantized` formats"):
+        testing.check_format("claiming")
 
 
 def error_by(factors: np.ndarray, *readers: tuple[MatrixStorage, np.ndarray, np.ndarray]) -> float:
