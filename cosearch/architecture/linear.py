@@ -35,12 +35,19 @@ class Compression(Protocol):
         """The array of indices, in the order of `layout`."""
         ...
 
-    def compress(self, weights: np.ndarray, layout: str) -> tuple[np.ndarray, np.ndarray]:
-        """The compressed matrix [stored in, out] and its indices; the weights left out are those nearest to zero."""
+    def compress(
+        self, weights: np.ndarray, layout: str, scores: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The compressed matrix [stored in, out] and its indices; the weights left out are those of the least `scores`
+        [in, out], or, if there are none, those nearest to zero."""
         ...
 
     def expand(self, values: np.ndarray, indices: np.ndarray, rows: int, layout: str) -> np.ndarray:
         """The whole matrix [rows, columns] of a compressed one [stored in, out]; zero where nothing is stored."""
+        ...
+
+    def dense(self, values: jax.Array, indices: jax.Array, rows: int, layout: str) -> jax.Array:
+        """As `expand`, in JAX; `values` and the whole matrix are in the order of `layout`."""
         ...
 
     def matmul(
@@ -165,10 +172,11 @@ class Linear(nnx.Module):
 
     def matrix(self, dtype: Any) -> jax.Array:
         """The matrix [in, out] itself, for products that are not with the input."""
-        storage = self.storage
+        storage, arrays = self.storage, self._arrays()
+        parts = {part: array for part, array in arrays.items() if part != INDICES}
+        whole = storage.form.dequantize(parts, storage.layout, dtype)
         if storage.compression is not None:
-            return self._multiply(jnp.eye(self.sizes[-2], dtype=dtype), self._arrays())
-        whole = storage.form.dequantize(self._arrays(), storage.layout, dtype)
+            whole = storage.compression.dense(whole, arrays[INDICES], self.sizes[-2], storage.layout)
         return whole if storage.layout == "in_out" else whole.T
 
     def observe(self, x: jax.Array, weights: jax.Array | None = None) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from jax import export
 from safetensors import deserialize
 
-from cosearch.artifact import MANIFEST, VERSION, WEIGHTS
+from cosearch.artifact import DTYPES, MANIFEST, VERSION, WEIGHTS
 from cosearch.core.errors import UserError
 from cosearch.measure.fingerprint import fingerprint
 
@@ -32,15 +31,6 @@ _KINDS = {
     "prefill_chunk": int,
 }
 """What loading and generating reads of a manifest."""
-_DTYPES = {
-    "F32": np.float32,
-    "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "U16": np.uint16,
-}
-"""What parts of packed matrices are made of, as safetensors names it."""
 _FILES = {WEIGHTS} | {f"{phase}.{kind}" for phase in ("prefill", "decode") for kind in ("executable", "stablehlo")}
 
 Run = Callable[..., tuple[jax.Array, ...]]
@@ -102,7 +92,7 @@ def load(folder: Path) -> Artifact:
         UserError: this is no intact artifact, or it cannot be compiled here.
     """
     manifest = read_manifest(folder)
-    stored = _read_weights(folder / WEIGHTS)
+    stored = _read_weights(folder)
     if missing := [path for path in manifest["params"] if path not in stored]:
         raise UserError(f"artifact={folder}: {MANIFEST}: 'params' names {missing[0]!r}, which {WEIGHTS} has not")
     params = [jax.device_put(stored[path]) for path in manifest["params"]]
@@ -118,12 +108,14 @@ def load(folder: Path) -> Artifact:
     return Artifact(folder, manifest, params, run, "; ".join(differing) or None)
 
 
-def _read_weights(path: Path) -> dict[str, np.ndarray]:
+def _read_weights(folder: Path) -> dict[str, np.ndarray]:
     # `safetensors.numpy` 0.8 saves float8 and cannot load it.
-    return {
-        name: np.frombuffer(part["data"], _DTYPES[part["dtype"]]).reshape(part["shape"])
-        for name, part in deserialize(path.read_bytes())
-    }
+    weights = {}
+    for path, part in deserialize((folder / WEIGHTS).read_bytes()):
+        if part["dtype"] not in DTYPES:
+            raise UserError(f"artifact={folder}: {WEIGHTS}: {path!r} is of {part['dtype']}, not of {', '.join(DTYPES)}")
+        weights[path] = np.frombuffer(part["data"], DTYPES[part["dtype"]]).reshape(part["shape"])
+    return weights
 
 
 def _deserialize(folder: Path, phase: str, manifest: dict[str, Any]) -> Run:

@@ -13,7 +13,7 @@ from safetensors.numpy import save
 
 from cosearch import axes
 from cosearch.architecture.decoder import Decoder, Params, plain_decoder
-from cosearch.artifact import MANIFEST, VERIFICATION, VERSION, WEIGHTS
+from cosearch.artifact import DTYPES, MANIFEST, VERIFICATION, VERSION, WEIGHTS
 from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected
 from cosearch.core.files import new_folder, write_json
@@ -39,10 +39,14 @@ def save_artifact(
     """Compile, verify and write; `folder` is there whole or not at all.
 
     Raises:
-        Rejected: it does not compile, or a program computes wrong results with these weights.
+        Rejected: the file of weights cannot hold a parameter's dtype, or a program does not compile, or it computes
+            wrong results with these weights.
     """
     model = axes.decoder(candidate)
     params = weights.params(model)
+    for path, array in params.items():
+        if array.dtype not in map(np.dtype, DTYPES.values()):
+            raise Rejected(f"{path} is of {array.dtype}, which {WEIGHTS} cannot hold")
     capacity = workload.context
     chunk = min(PREFILL_CHUNK, capacity)
     programs = {

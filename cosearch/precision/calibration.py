@@ -11,9 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cosearch.precision import Format
+from cosearch.architecture.linear import MatrixStorage
+from cosearch.core.errors import Rejected
 from cosearch.precision.quantized import Quantized
 
+_DAMPING = 0.01
+"""Of the mean of a moment's diagonal, added to it as in the code of GPTQ and SparseGPT: so that it can be inverted."""
 _MSE_GRID = np.linspace(1, 0.5, 51, dtype=np.float32)
 _AWQ_GRID = np.linspace(0, 1, 21)
 
@@ -23,12 +26,35 @@ def output_error(error: np.ndarray, moment: np.ndarray) -> float:
     return float(np.sum(error * (moment @ error)))
 
 
-def mse_scale(form: Quantized, weights: np.ndarray) -> np.ndarray:
-    """The scales [G, out], for `pack`, with the least squared error of each group's `weights` [in, out].
+def error_shares(moment: np.ndarray) -> np.ndarray:
+    """The upper Cholesky factor U of the inverse of `moment` [in, in], which is damped before.
+
+    Row i of U, over U_ii, says how the weights of later inputs make up for an error in those of input i, all before it
+    being settled. Inputs that were never there make up for nothing: U is the identity.
+
+    Raises:
+        Rejected: the moment is not finite.
+    """
+    if not np.isfinite(moment).all():
+        raise Rejected("the moments of a matrix's inputs are not finite, so errors cannot be made up for by them")
+    spread = moment.astype(np.float64)
+    mean = np.diagonal(spread).mean()
+    spread = spread + np.eye(len(spread)) * (_DAMPING * mean if mean > 0 else 1.0)
+    return np.linalg.cholesky(np.linalg.inv(spread)).T
+
+
+def mse_scale(storage: MatrixStorage, weights: np.ndarray) -> np.ndarray:
+    """The scales [G, out], for `pack`, with the least squared error of each group of `weights` [in, out] as stored.
 
     Searched among multiples of the scale by absmax from 1 to 0.5: cutting off the largest weights lets all others be
     rounded more finely (Banner et al. 2019, arXiv:1810.05723; the search as GPTQ's code does it).
+
+    Raises:
+        Rejected: the format is not `Quantized`.
     """
+    form = _quantized(storage)
+    if storage.compression is not None:
+        weights, _ = storage.compression.compress(weights, "in_out")
     absmax = form.absmax_scale(weights)
     best, least = absmax, np.full(absmax.shape, np.inf)
     for part in _MSE_GRID:
@@ -38,26 +64,24 @@ def mse_scale(form: Quantized, weights: np.ndarray) -> np.ndarray:
     return best
 
 
-def gptq(
-    form: Quantized, weights: np.ndarray, moment: np.ndarray, damping: float = 0.01
-) -> tuple[np.ndarray, np.ndarray]:
-    """`weights` [in, out] rounded so that the product's error is small, and their scales [G, out], both for `pack`.
+def gptq(storage: MatrixStorage, weights: np.ndarray, moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`weights` [in, out], all of which are stored, rounded so that the product's error is small, and their scales
+    [G, out], both for `pack`.
 
     Rows are rounded one after the other, and those that follow make up for the error (Frantar et al. 2022,
-    arXiv:2210.17323); a group's scale is chosen by absmax when its first row's turn comes. `damping`, a part of
-    the mean of the moment's diagonal, is added to that.
+    arXiv:2210.17323); a group's scale is chosen by absmax when its first row's turn comes.
 
     qwix has GPTQ as well, but with a scale of absmax / (limit + 0.5) that is not rounded to what is stored, with
     codes down to -8, and with groups' scales that do not follow the errors inside a block of 128 rows.
+
+    Raises:
+        Rejected: the format is not `Quantized`, or the moment is not finite.
     """
+    form = _quantized(storage)
     scales = form.scale
     assert scales is not None, "the format holds no weights"
     rows = len(weights)
-    spread = moment.astype(np.float64)
-    mean = np.diag(spread).mean()
-    spread = spread + np.eye(rows) * (damping * mean if mean > 0 else 1.0)
-    # Row i of the upper Cholesky factor of the inverse says how row i's error is made up for by the rows after it.
-    shares = np.linalg.cholesky(np.linalg.inv(spread)).T
+    shares = error_shares(moment)
     left = weights.astype(np.float64)
     rounded = np.empty_like(left)
     group = form.group or rows
@@ -77,28 +101,35 @@ def gptq(
     return rounded.astype(np.float32), np.stack(chosen).astype(np.float32)
 
 
-def awq_scales(forms_and_weights: Sequence[tuple[Format, np.ndarray]], moment: np.ndarray) -> np.ndarray:
+def awq_scales(readers: Sequence[tuple[MatrixStorage, np.ndarray, np.ndarray]]) -> np.ndarray:
     """Factors s [in], all positive, for which storing `s[:, None] * weights` and dividing by s errs least.
 
-    All the matrices [in, out] read the same input, of second moment `moment`, which is divided by s in return. Factors
-    are powers from 0 to 1 of the channels' root mean square, so that weights that meet large inputs are rounded more
-    finely (Lin et al. 2023, arXiv:2306.00978, section 3.2, which takes the mean magnitude); the error is that of the
-    products, over all matrices together. The power 0 is among them: no factors.
+    The readers of one input, which is divided by s in return, are how each matrix [in, out] is stored, itself, and the
+    moment [in, in] of what it sees of the input: of experts, that of their own tokens. Factors are powers from 0 to 1
+    of the channels' root mean square, so that weights that meet large inputs are rounded more finely (Lin et al. 2023,
+    arXiv:2306.00978, section 3.2, which takes the mean magnitude); the error is that of the products, over all matrices
+    together. The power 0 is among them: no factors.
 
     qwix's search is for one matrix alone, in its own scales and by the moment's diagonal only.
     """
-    size = np.sqrt(np.diag(moment).astype(np.float64))
+    size = np.sqrt(np.sum([np.diagonal(moment) for *_, moment in readers], axis=0, dtype=np.float64))
     size = np.clip(size / max(size.max(), 1e-30), 1e-4, None)
     best, least = np.ones(len(size), np.float32), np.inf
     for power in _AWQ_GRID:
         factors = size**power
         factors = (factors / np.sqrt(factors.max() * factors.min())).astype(np.float32)
-        error = sum(_error_with(form, weights, factors, moment) for form, weights in forms_and_weights)
+        error = sum(_error_with(factors, *reader) for reader in readers)
         if error < least:
             best, least = factors, error
     return best
 
 
-def _error_with(form: Format, weights: np.ndarray, factors: np.ndarray, moment: np.ndarray) -> float:
-    back = form.unpack(form.pack(weights * factors[:, None], "in_out"), "in_out") / factors[:, None]
+def _error_with(factors: np.ndarray, storage: MatrixStorage, weights: np.ndarray, moment: np.ndarray) -> float:
+    back = storage.unpack(storage.pack(weights * factors[:, None]), weights.shape) / factors[:, None]
     return output_error((back - weights).astype(np.float32), moment)
+
+
+def _quantized(storage: MatrixStorage) -> Quantized:
+    if not isinstance(storage.form, Quantized):
+        raise Rejected(f"{storage.format} has no codes and scales that a calibration knows: it is not `Quantized`")
+    return storage.form

@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Value
-from cosearch.core.space import Knob, fraction, integer, whole_part
+from cosearch.core.space import fraction, integer, whole_part
 from cosearch.schedule.matmul import MOST_ROWS, contract, multiply_reduce
-from cosearch.sparsity import PATTERNS, Moments
-from cosearch.sparsity.compressed import compressed_shape, prune_matrices
-from cosearch.sparsity.criteria import CRITERION, largest, reads_moments, refuse_sparsegpt, saliency
+from cosearch.sparsity import PATTERNS
+from cosearch.sparsity.compressed import CompressedPattern
+from cosearch.sparsity.criteria import CRITERION, largest, refuse_sparsegpt
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,12 @@ class BlockCompression:
         sizes = self.stored_rows(rows) // self.block, columns // self.block
         return jax.ShapeDtypeStruct(sizes if layout == "in_out" else sizes[::-1], jnp.uint16)
 
-    def best(self, scores: np.ndarray) -> np.ndarray:
-        """The blocks [K, J] in which the weights' `scores` [in, out] have the largest sums."""
-        sums_IJ = self._tiles(scores).sum(axis=(1, 3))
-        return largest(sums_IJ, self.stored_rows(len(scores)) // self.block)
-
-    def compress(self, weights: np.ndarray, layout: str) -> tuple[np.ndarray, np.ndarray]:
-        blocks_KJ = self.best(np.abs(weights, dtype=np.float64))
+    def compress(
+        self, weights: np.ndarray, layout: str, scores: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Of a block, the sum of its weights' scores counts."""
+        scores = np.abs(weights, dtype=np.float64) if scores is None else scores
+        blocks_KJ = largest(self._tiles(scores).sum(axis=(1, 3)), self.stored_rows(len(weights)) // self.block)
         tiles_ICJC = self._tiles(weights)
         kept_KCJC = np.take_along_axis(tiles_ICJC, blocks_KJ[:, None, :, None], axis=0)
         indices = blocks_KJ.astype(np.uint16)
@@ -63,21 +61,36 @@ class BlockCompression:
         np.put_along_axis(tiles_ICJC, blocks_KJ[:, None, :, None], self._tiles(values), axis=0)
         return tiles_ICJC.reshape(rows, -1)
 
+    def dense(self, values: jax.Array, indices: jax.Array, rows: int, layout: str) -> jax.Array:
+        blocks_JK = (indices.T if layout == "in_out" else indices).astype(jnp.int32)
+        many, kept = blocks_JK.shape
+        whole, size = rows // self.block, self.block
+        each = jnp.arange(many)[:, None]
+        if layout == "in_out":
+            tiles_JKCC = values.reshape(kept, size, many, size).transpose(2, 0, 1, 3)
+            places = jnp.zeros((whole, size, many, size), values.dtype).at[blocks_JK, :, each]
+        else:
+            tiles_JKCC = values.reshape(many, size, kept, size).transpose(0, 2, 1, 3)
+            places = jnp.zeros((many, size, whole, size), values.dtype).at[each, :, blocks_JK]
+        tiles = places.set(tiles_JKCC, mode="promise_in_bounds", unique_indices=True)
+        return tiles.reshape(rows, -1) if layout == "in_out" else tiles.reshape(-1, rows)
+
     def matmul(
         self, x: jax.Array, values: jax.Array, indices: jax.Array, rows: int, layout: str, lowering: str
     ) -> jax.Array:
         x_RI = x.reshape(-1, rows)
-        blocks_JK = (indices.T if layout == "in_out" else indices).astype(jnp.int32)
+        # The gathered inputs of many rows would be larger than the matrix: 40 rows by 1024 x 1024 took 8 ms with them
+        # on 2 cores, and 0.5 ms to spread the blocks and 1.1 ms to multiply.
         if len(x_RI) > MOST_ROWS:
-            dense = self._spread_blocks(values, blocks_JK, rows, layout)
-            out = contract(x_RI, dense, layout, "dot", out_dtype=values.dtype)
+            out = contract(x_RI, self.dense(values, indices, rows, layout), layout, "dot", out_dtype=values.dtype)
         else:
-            out = self._gather_inputs(x_RI, values, blocks_JK, layout, lowering)
+            out = self._gather_inputs(x_RI, values, indices, layout, lowering)
         return out.reshape(*x.shape[:-1], -1)
 
     def _gather_inputs(
-        self, x_RI: jax.Array, values: jax.Array, blocks_JK: jax.Array, layout: str, lowering: str
+        self, x_RI: jax.Array, values: jax.Array, indices: jax.Array, layout: str, lowering: str
     ) -> jax.Array:
+        blocks_JK = (indices.T if layout == "in_out" else indices).astype(jnp.int32)
         picked = x_RI.reshape(len(x_RI), -1, self.block).at[:, blocks_JK].get(mode="promise_in_bounds")
         picked = picked.reshape(len(x_RI), len(blocks_JK), -1)  # [R, J, K C]
         if layout == "in_out":
@@ -88,58 +101,19 @@ class BlockCompression:
             return multiply_reduce(subscripts, picked, tiles)
         return jnp.einsum(subscripts, picked, tiles.astype(x_RI.dtype), preferred_element_type=values.dtype)
 
-    def _spread_blocks(self, values: jax.Array, blocks_JK: jax.Array, rows: int, layout: str) -> jax.Array:
-        """The whole matrix in the order of `layout`.
-
-        For many rows, whose gathered inputs would be larger than it: 40 rows by 1024 x 1024 took 8 ms with them on 2
-        cores, and 0.5 ms to spread the blocks and 1.1 ms to multiply.
-        """
-        many, kept = blocks_JK.shape
-        whole, size = rows // self.block, self.block
-        each = jnp.arange(many)[:, None]
-        if layout == "in_out":
-            tiles_JKCC = values.reshape(kept, size, many, size).transpose(2, 0, 1, 3)
-            places = jnp.zeros((whole, size, many, size), values.dtype).at[blocks_JK, :, each]
-        else:
-            tiles_JKCC = values.reshape(many, size, kept, size).transpose(0, 2, 1, 3)
-            places = jnp.zeros((many, size, whole, size), values.dtype).at[each, :, blocks_JK]
-        dense = places.set(tiles_JKCC, mode="promise_in_bounds", unique_indices=True)
-        return dense.reshape(whole * size, -1) if layout == "in_out" else dense.reshape(many * size, -1)
-
     def _tiles(self, matrix: np.ndarray) -> np.ndarray:
         rows, columns = matrix.shape
         return matrix.reshape(rows // self.block, self.block, columns // self.block, self.block)
 
 
-class Block:
-    """`block` is a block's side, `blocks_kept` the fraction of input blocks that each block of outputs keeps."""
-
-    knobs: Mapping[str, Knob] = {"block": integer(16), "blocks_kept": fraction(0.5), **CRITERION}
-
-    def shape(self, shape: DecoderShape, choices: Mapping[str, Value]) -> DecoderShape:
-        refuse_sparsegpt(choices, "blocks")
-        block, kept = choices["block"], choices["blocks_kept"]
-        assert isinstance(block, int) and isinstance(kept, int | float)
-        return compressed_shape(shape, BlockCompression(block, kept))
-
-    def needs_moments(self, choices: Mapping[str, Value]) -> bool:
-        return reads_moments(choices)
-
-    def prune(
-        self, weights: Mapping[str, np.ndarray], shape: DecoderShape, choices: Mapping[str, Value], moments: Moments
-    ) -> dict[str, np.ndarray]:
-        left = self.shape(shape, choices)
-        compression = left.compression
-        assert isinstance(compression, BlockCompression)
-
-        def prune(matrix: np.ndarray, moment: np.ndarray | None) -> np.ndarray:
-            blocks_KJ = compression.best(saliency(matrix, moment))
-            stays_IJ = np.zeros((len(matrix) // compression.block, blocks_KJ.shape[1]), bool)
-            np.put_along_axis(stays_IJ, blocks_KJ, True, axis=0)
-            stays = np.repeat(np.repeat(stays_IJ, compression.block, axis=0), compression.block, axis=1)
-            return np.where(stays, matrix, np.zeros_like(matrix))
-
-        return prune_matrices(weights, left, moments if reads_moments(choices) else None, prune)
+def _compression(choices: Mapping[str, Value]) -> BlockCompression:
+    refuse_sparsegpt(choices, "blocks")
+    block, kept = choices["block"], choices["blocks_kept"]
+    assert isinstance(block, int) and isinstance(kept, int | float)
+    return BlockCompression(block, kept)
 
 
-PATTERNS.register("block")(Block())
+PATTERNS.register("block")(
+    CompressedPattern({"block": integer(16), "blocks_kept": fraction(0.5), **CRITERION}, _compression)
+)
+"""`block` is a block's side, `blocks_kept` the fraction of input blocks that each block of outputs keeps."""

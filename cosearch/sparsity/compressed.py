@@ -1,48 +1,58 @@
-"""What the patterns share that leave single weights out: a decoder whose matrices are stored by a `Compression`."""
+"""What the patterns share that store matrices by a `Compression`: they leave single weights out, or blocks of them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cosearch.architecture.linear import Compression
 from cosearch.architecture.shape import DecoderShape
+from cosearch.core.candidate import Value
 from cosearch.core.errors import Rejected
+from cosearch.core.space import Knob
 from cosearch.sparsity import Moments
-
-Prune = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
-"""A matrix [in, out] and the moment of its inputs, [in, in] if there is one, to the matrix with zeros."""
+from cosearch.sparsity.criteria import reads_moments, saliency
 
 
-def compressed_shape(shape: DecoderShape, compression: Compression) -> DecoderShape:
-    """`shape` with its matrices compressed.
+@dataclass(frozen=True)
+class CompressedPattern:
+    """Of each matrix the most salient weights stay that its compression, made of the choices, has room for.
 
-    Raises:
-        Rejected: one of them cannot be.
+    `sparsegpt` prunes one matrix [in, out] by that criterion and the moment [in, in] of its inputs; None where
+    `compression` refuses it.
     """
-    left = replace(shape, compression=compression)
-    for path, (*_, rows, columns) in left.linears().items():
-        one = left.compression_of(path)
-        if one is not None and (why := one.why_not(rows, columns)):
-            raise Rejected(f"{path} [{rows}, {columns}] cannot be compressed: {why}")
-    return left
 
+    knobs: Mapping[str, Knob]
+    compression: Callable[[Mapping[str, Value]], Compression]
+    sparsegpt: Callable[[np.ndarray, np.ndarray, Mapping[str, Value]], np.ndarray] | None = None
 
-def prune_matrices(
-    weights: Mapping[str, np.ndarray], left: DecoderShape, moments: Moments | None, prune: Prune
-) -> dict[str, np.ndarray]:
-    """`weights` with each matrix that `left` compresses pruned, those of a stack one by one.
+    def shape(self, shape: DecoderShape, choices: Mapping[str, Value]) -> DecoderShape:
+        left = replace(shape, compression=self.compression(choices))
+        for path, (*_, rows, columns) in left.linears().items():
+            one = left.compression_of(path)
+            if one is not None and (why := one.why_not(rows, columns)):
+                raise Rejected(f"{path} [{rows}, {columns}] cannot be compressed: {why}")
+        return left
 
-    `moments` is None where the criterion reads none.
-    """
-    pruned = dict(weights)
-    for path, sizes in left.linears().items():
-        if left.compression_of(path) is None:
-            continue
-        matrix, moment = weights[path], None if moments is None else moments[path]
-        if len(sizes) == 2:
-            pruned[path] = prune(matrix, moment)
-        else:
-            each = [None] * len(matrix) if moment is None else moment
-            pruned[path] = np.stack([prune(one, own) for one, own in zip(matrix, each, strict=True)])
-    return pruned
+    def needs_moments(self, choices: Mapping[str, Value]) -> bool:
+        return reads_moments(choices)
+
+    def prune(
+        self, weights: Mapping[str, np.ndarray], shape: DecoderShape, choices: Mapping[str, Value], moments: Moments
+    ) -> dict[str, np.ndarray]:
+        left, pruned = self.shape(shape, choices), dict(weights)
+        for path in left.linears():
+            if left.compression_of(path) is not None:
+                moment = moments[path] if reads_moments(choices) else None
+                pruned[path] = self._prune(weights[path], moment, choices)
+        return pruned
+
+    def _prune(self, matrix: np.ndarray, moment: np.ndarray | None, choices: Mapping[str, Value]) -> np.ndarray:
+        if matrix.ndim > 2:
+            moments = [None] * len(matrix) if moment is None else moment
+            return np.stack([self._prune(one, own, choices) for one, own in zip(matrix, moments, strict=True)])
+        if self.sparsegpt is not None and moment is not None and choices["criterion"] == "sparsegpt":
+            return self.sparsegpt(matrix, moment, choices)
+        compression = self.compression(choices)
+        values, indices = compression.compress(matrix, "in_out", saliency(matrix, moment))
+        return compression.expand(values, indices, len(matrix), "in_out")

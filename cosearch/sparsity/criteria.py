@@ -12,14 +12,12 @@ import numpy as np
 from cosearch.core.candidate import Value
 from cosearch.core.errors import Rejected
 from cosearch.core.space import Knob, choice
+from cosearch.precision.calibration import error_shares
 
 CRITERION: Mapping[str, Knob] = {
     "criterion": choice("magnitude", lambda: ("magnitude", "wanda", "sparsegpt")),
 }
 """The knob of every pattern that chooses among weights."""
-
-_DAMPING = 0.01
-"""Of the mean of the moment's diagonal, added to it, as in the paper's code: so that it can be inverted."""
 
 
 def reads_moments(choices: Mapping[str, Value]) -> bool:
@@ -58,38 +56,23 @@ def largest(scores: np.ndarray, kept: int) -> np.ndarray:
     return np.sort(order[..., :kept, :], axis=-2)
 
 
-def keep_n_of_m(weights: np.ndarray, moment: np.ndarray | None, kept: int, group: int) -> np.ndarray:
-    """The matrix [in, out] with the `kept` most salient of every `group` consecutive inputs of each output, and zeros
-    for the others."""
-    scores = saliency(weights, moment).reshape(-1, group, weights.shape[1])
-    return np.where(_mask(scores, kept).reshape(weights.shape), weights, np.zeros_like(weights))
-
-
-def _mask(scores: np.ndarray, kept: int) -> np.ndarray:
-    mask = np.zeros(scores.shape, bool)
-    np.put_along_axis(mask, largest(scores, kept), True, axis=-2)
-    return mask
-
-
 def sparsegpt(weights: np.ndarray, moment: np.ndarray, kept: int, group: int) -> np.ndarray:
-    """As `keep_n_of_m`, with the weights that stay changed to make up for those that go.
+    """The matrix [in, out] with `kept` of every `group` consecutive inputs of each output, changed to make up for the
+    others, which are zero.
 
-    Group by group, the weights stay that have the largest w^2 / U_jj^2, and the error is spread over the inputs that
-    are still to come. U is the upper Cholesky factor of the inverse moment: its row j, over U_jj, says how the later
-    inputs make up for input j, given that all before it are settled.
+    Group by group, the weights stay that have the largest w^2 / U_jj^2, U being `error_shares`, and the error is spread
+    over the inputs that are still to come.
+
+    Raises:
+        Rejected: the moment is not finite.
     """
-    if not moment.any():
-        return keep_n_of_m(weights, None, kept, group)
-    if not np.isfinite(moment).all():
-        raise Rejected("the moments of a matrix's inputs are not finite, so criterion 'sparsegpt' has nothing to go by")
-    moment = moment.astype(np.float64)
-    damped = moment + _DAMPING * np.trace(moment) / len(moment) * np.eye(len(moment))
-    upper = np.linalg.cholesky(np.linalg.inv(damped)).T
+    upper = error_shares(moment)
     diagonal = np.diagonal(upper)[:, None]
     left = weights.astype(np.float64)
     for start in range(0, len(left), group):
         rows = slice(start, start + group)
-        stays = _mask(np.square(left[rows] / diagonal[rows]), kept)
+        stays = np.zeros(left[rows].shape, bool)
+        np.put_along_axis(stays, largest(np.square(left[rows] / diagonal[rows]), kept), True, axis=0)
         errors = np.zeros((group, left.shape[1]))
         for offset in range(group):
             row = start + offset

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cosearch.core.errors import Rejected
 from cosearch.precision import CALIBRATIONS, FORMATS, Format
+from cosearch.precision.quantized import Quantized
 from cosearch.schedule.matmul import LAYOUTS
 from cosearch.testing.common import require, same_arrays, within
 
@@ -30,6 +31,8 @@ def check_format(name: str) -> None:
         require(jnp.issubdtype(dtype, jnp.floating), f"a format to compute in is named as a float dtype is, not {name}")
     unknown = {*form.calibrations} - {*CALIBRATIONS}
     require("absmax" in form.calibrations and not unknown, f"calibrations are some of {CALIBRATIONS}, with absmax")
+    chosen = {*form.calibrations} & {"mse", "gptq"}
+    require(not chosen or isinstance(form, Quantized), f"calibration by {sorted(chosen)} is for `Quantized` formats")
     unknown = {*form.inputs} - {*_ROUNDED}
     require(not unknown, f"inputs are rounded in ways that this check knows, {sorted(_ROUNDED)}, not {unknown}")
     # A format of no role at all is verification's own; matrices are what that needs.

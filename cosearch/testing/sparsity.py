@@ -85,6 +85,8 @@ def _check_compressed(matrix: np.ndarray, storage: MatrixStorage) -> None:
     stored = storage.pack(matrix)
     same_arrays(f"a part {at}", storage.spec(matrix.shape), stored)
     require(np.array_equal(storage.unpack(stored, matrix.shape), matrix), f"compressing loses nothing {at}")
+    dense = jax.jit(_linear(matrix, storage).matrix, static_argnums=0)("float32")
+    require(np.array_equal(dense, matrix), f"dense is what expand is {at}")
     rng = np.random.default_rng(8)
     xs = [
         rng.standard_normal((rows, len(matrix))).astype(dtype)

@@ -10,20 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from safetensors.numpy import save as safetensors_of
 
 from cosearch import axes
 from cosearch.__main__ import main
 from cosearch.architecture.decoder import Decoder, bind
-from cosearch.artifact import save
+from cosearch.artifact import DTYPES, save
 from cosearch.artifact.generate import generate
-from cosearch.artifact.load import load, read_manifest
+from cosearch.artifact.load import _read_weights, load, read_manifest
 from cosearch.core.candidate import Candidate, Value
 from cosearch.core.errors import Rejected, UserError
 from cosearch.core.workload import OperatingPoint, Workload
 from cosearch.measure.verify import sharp_weights
+from cosearch.precision import FORMATS
 from cosearch.quality.serve import Served
 from tests import tiny
 
@@ -273,6 +276,37 @@ def test_whatever_is_stored_is_loaded_and_continued(tmp_path: Path, choices: dic
         padded[0, : len(text)] = list(text)
         text += bytes([int(np.argmax(score(params, padded)[0, len(text) - 1]))])
     assert written == text[len("def main(") :].decode(errors="replace")
+
+
+def test_every_dtype_that_safetensors_and_numpy_have_is_read_back(tmp_path: Path):
+    arrays = {name: np.arange(6).reshape(2, 3).astype(dtype) for name, dtype in DTYPES.items()}
+    (tmp_path / "weights.safetensors").write_bytes(safetensors_of(arrays))
+    read = _read_weights(tmp_path)
+    assert read.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert (read[name].dtype, read[name].tobytes()) == (array.dtype, array.tobytes())
+
+
+def test_whatever_a_registered_format_stores_has_a_place_in_an_artifact():
+    dtypes = [np.dtype(dtype) for dtype in DTYPES.values()]
+    for name in FORMATS.names():
+        if FORMATS[name].weights:
+            for part, spec in FORMATS[name].spec(256, 24, "in_out").items():
+                assert spec.dtype in dtypes, (name, part)
+
+
+def test_a_dtype_that_cannot_be_read_is_named(tmp_path: Path):
+    header = json.dumps({"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+    (tmp_path / "weights.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+    with pytest.raises(UserError, match=r"weights.safetensors: 'a' is of F4, not of BOOL, U8"):
+        _read_weights(tmp_path)
+
+
+def test_a_dtype_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Served, "params", lambda *_: {"norm": np.zeros(2, ml_dtypes.int4)})
+    with pytest.raises(Rejected, match=r"norm is of int4, which weights.safetensors cannot hold"):
+        save.save_artifact(CANDIDATE, WORKLOAD, Served({}, {}), {}, tmp_path / "artifact")
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

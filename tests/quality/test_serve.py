@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from cosearch import axes
-from cosearch.architecture.decoder import Weights, bind, pack, plain_decoder, random_weights, unpack
+from cosearch.architecture.decoder import Decoder, Params, Weights, bind, pack, plain_decoder, random_weights, unpack
 from cosearch.architecture.shape import EMBEDDING, DecoderShape
 from cosearch.core.candidate import Candidate, Value
 from cosearch.precision import FORMATS, Precision
@@ -18,6 +19,7 @@ from cosearch.precision.calibration import output_error
 from cosearch.quality import Recipe, corpus, serve
 from cosearch.quality.statistics import moments
 from cosearch.quality.train import trained_weights
+from cosearch.sparsity import pattern_of
 
 RECIPE = Recipe(steps=40, warmup_steps=2, text_rows=2, recall_rows=1)
 POINT: dict[str, Value] = {
@@ -99,6 +101,54 @@ def test_training_through_the_rounding_helps_what_is_rounded(text: corpus.Corpus
     assert away[1] < away[0]
 
 
+@pytest.mark.parametrize("sparsity", ["dense", "n_m", "block"])
+@pytest.mark.parametrize(
+    ("formats", "layers"),
+    [
+        ({"precision__weights": "int4_g32"}, "scan"),
+        ({"precision__weights": "nvfp4", "precision__rules": ("embedding=int8",)}, "scan"),
+        ({"precision__weights": "int4_g32", "precision__rules": ("layers.0.*=bfloat16",)}, "unroll"),
+    ],
+    ids=str,
+)
+def test_recovery_simulates_what_is_served(
+    sparsity: str, formats: dict[str, Value], layers: str, monkeypatch: pytest.MonkeyPatch, text: corpus.Corpus
+):
+    one = candidate(architecture__feedforward="moe", sparsity__pattern=sparsity, **formats)
+    dense, shape, precision = axes.dense_shape(one), axes.served_shape(one), Precision.of(one.precision)
+    parent = random_weights(dense, 8)
+    pattern, choices = pattern_of(one.sparsity)
+    weights = pattern.prune(parent, dense, choices, {})
+    used = []
+
+    def simulation(model: Decoder, *arguments: Any) -> Callable[[Params], Params]:
+        used.append((model, as_served := simulated(model, *arguments)))
+        return as_served
+
+    simulated = serve.simulation
+    monkeypatch.setattr(serve, "simulation", simulation)
+    monkeypatch.setattr(serve, "descend", lambda loss, start, *_: start)
+    recovered = serve.recover(one, weights, parent, RECIPE, text, quiet)
+    assert all(np.array_equal(recovered[path], weights[path]) for path in weights)
+
+    ((model, as_served),) = used
+    assert model.schedule.layers == layers
+    rng = np.random.default_rng(10)
+    weights = {path: array * rng.uniform(0.5, 2, array.shape).astype(np.float32) for path, array in weights.items()}
+    told = unpack(model, jax.jit(as_served)(pack(model, weights)))
+    stored = plain_decoder(shape, precision)
+    served = unpack(stored, pack(stored, weights))
+    coarse = [path for path in shape.linears() if "4" in precision.weight_format(path)]
+    assert coarse
+    for path in weights:
+        if path in coarse:
+            # Formats of two scales are read back in float64 here, and in float32 there.
+            np.testing.assert_allclose(told[path], served[path], rtol=1e-6, atol=0)
+            assert not np.array_equal(told[path], weights[path])
+        else:
+            np.testing.assert_array_equal(told[path], weights[path])
+
+
 def spread(shape: DecoderShape, seed: int) -> dict[str, np.ndarray]:
     """Random weights whose norms differ by channel, as those of trained models do."""
     rng = np.random.default_rng(seed)
@@ -150,6 +200,27 @@ def test_awq_changes_nothing_before_it_is_packed(text: corpus.Corpus):
     result = serve.calibrate(shape, Precision("int4_g32", calibration="awq"), weights, observer(shape, text))
     assert not np.array_equal(result.weights["layers.0.attention_norm"], weights["layers.0.attention_norm"])
     np.testing.assert_allclose(logits(shape, result.weights), logits(shape, weights), rtol=2e-3, atol=2e-3)
+
+
+def test_awq_hears_every_expert_where_none_is_shared(text: corpus.Corpus):
+    shape = axes.dense_shape(candidate(architecture__feedforward="moe", architecture__shared_ratio=0))
+    weights = spread(shape, 9)
+    known = moments(shape, weights, RECIPE, text)
+    experts = [f"layers.{index}.feedforward.{name}" for index in range(2) for name in ("gate", "up")]
+
+    def error(method: str) -> float:
+        precision = Precision("int4_g32", calibration=method, rules=("*.router=float32",))
+        result = serve.calibrate(shape, precision, weights, lambda _: known)
+        model = plain_decoder(shape, precision)
+        back, found = unpack(model, result.params(model)), 0.0
+        for path in experts:
+            norm = path.rpartition(".")[0] + "_norm"
+            factors = weights[norm] / result.weights[norm]
+            for matrix, wanted, moment in zip(back[path], weights[path], known[path], strict=True):
+                found += output_error(matrix / factors[:, None] - wanted, moment)
+        return found
+
+    assert error("awq") < 0.9 * error("absmax")
 
 
 def test_matrices_whose_format_leaves_no_choice_stay_as_they_are(text: corpus.Corpus):

@@ -19,7 +19,6 @@ from cosearch.core.errors import Rejected
 from cosearch.schedule.matmul import LAYOUTS, MATMULS
 from cosearch.sparsity import PATTERNS
 from cosearch.sparsity.block import BlockCompression
-from cosearch.sparsity.compressed import compressed_shape, prune_matrices
 from cosearch.sparsity.n_m import NMCompression
 
 COMPRESSIONS = (NMCompression(2, 4), NMCompression(4, 8), NMCompression(1, 4), BlockCompression(4, 0.5))
@@ -72,6 +71,9 @@ def test_values_are_packed_by_a_number_format_like_any_matrix(compression: Compr
             linear = Linear(weights.shape, storage)
             for part, array in stored.items():
                 linear.stored[part] = nnx.Param(jnp.asarray(array))
+            dense = jax.jit(linear.matrix, static_argnums=0)
+            np.testing.assert_allclose(dense("float32"), whole, rtol=1e-6)
+            assert "dot" not in dense.lower("float32").as_text()  # it is no product with an identity
             for rows in (1, 3, 20):
                 x = rng.standard_normal((rows, 128)).astype(np.float32)
                 np.testing.assert_allclose(jax.jit(linear)(x), x @ whole, atol=1e-4)
@@ -107,24 +109,19 @@ class Stacked(DecoderShape):
         return {"experts": (3, 16, 4), "layers.0.feedforward.router": (10, 3), "embedding": (6, 256)}
 
 
-def test_the_matrices_of_a_stack_are_pruned_one_by_one_and_router_and_embedding_not_at_all():
-    left = compressed_shape(Stacked(16, ()), NMCompression(2, 4))
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda", "sparsegpt"])
+def test_the_matrices_of_a_stack_are_pruned_one_by_one_and_router_and_embedding_not_at_all(criterion: str):
+    pattern, choices, shape = PATTERNS["n_m"], {"n_m": "2:4", "criterion": criterion}, Stacked(16, ())
     rng = np.random.default_rng(4)
-    weights = {path: rng.standard_normal(sizes) for path, sizes in left.linears().items()}
-    moments = {path: np.ones((*sizes[:-1], sizes[-2])) for path, sizes in left.linears().items()}
-    seen = []
-
-    def prune(matrix: np.ndarray, moment: np.ndarray | None) -> np.ndarray:
-        seen.append((matrix.shape, None if moment is None else moment.shape))
-        return 2 * matrix
-
-    pruned = prune_matrices(weights, left, moments, prune)
-    assert seen == [((16, 4), (16, 16))] * 3
-    np.testing.assert_array_equal(pruned["experts"], 2 * weights["experts"])
+    weights = {path: rng.standard_normal(sizes) for path, sizes in shape.linears().items()}
+    moments = testing.random_moments(shape) if criterion != "magnitude" else {}
+    pruned = pattern.prune(weights, shape, choices, moments)
+    for index in range(3):
+        one = {**weights, "experts": weights["experts"][[index]]}
+        own = {path: moment[[index]] if path == "experts" else moment for path, moment in moments.items()}
+        alone = pattern.prune(one, shape, choices, own)["experts"]
+        np.testing.assert_array_equal(pruned["experts"][[index]], alone)
     assert all(pruned[path] is weights[path] for path in weights if path != "experts")
-    seen.clear()
-    prune_matrices(weights, left, None, prune)
-    assert seen == [((16, 4), None)] * 3
 
 
 @pytest.mark.parametrize(

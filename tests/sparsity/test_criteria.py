@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from cosearch.core.errors import Rejected
-from cosearch.sparsity.criteria import keep_n_of_m, largest, saliency, sparsegpt
+from cosearch.sparsity.criteria import largest, saliency, sparsegpt
+from cosearch.sparsity.n_m import NMCompression
 
 CRITERIA = ("magnitude", "wanda", "sparsegpt")
 
@@ -13,12 +14,18 @@ def moment_of(inputs: np.ndarray) -> np.ndarray:
     return inputs.T @ inputs / len(inputs)
 
 
+def by_saliency(weights: np.ndarray, moment: np.ndarray | None, kept: int, group: int) -> np.ndarray:
+    compression = NMCompression(kept, group)
+    compressed = compression.compress(weights, "in_out", saliency(weights, moment))
+    return compression.expand(*compressed, len(weights), "in_out")
+
+
 def output_error(inputs: np.ndarray, weights: np.ndarray, criterion: str, kept: int = 2, group: int = 4) -> float:
     moment = moment_of(inputs)
     if criterion == "sparsegpt":
         pruned = sparsegpt(weights, moment, kept, group)
     else:
-        pruned = keep_n_of_m(weights, moment if criterion == "wanda" else None, kept, group)
+        pruned = by_saliency(weights, moment if criterion == "wanda" else None, kept, group)
     return float(np.square(inputs @ (pruned - weights)).sum())
 
 
@@ -34,19 +41,19 @@ def test_of_equal_scores_the_first_stay_and_nan_comes_before_all():
 
 
 def test_small_weights_of_loud_inputs_stay_by_wanda_and_go_by_magnitude():
-    weights = np.array([[4.0], [3.0], [2.0], [1.0]], np.float32)
-    moment = np.diag([1.0, 1.0, 1.0, 100.0])
-    by_magnitude = keep_n_of_m(weights, None, 2, 4)
-    np.testing.assert_array_equal(by_magnitude[:, 0], [4, 3, 0, 0])
-    by_wanda = keep_n_of_m(weights, moment, 2, 4)
-    np.testing.assert_array_equal(by_wanda[:, 0], [4, 0, 0, 1])
+    weights = np.array([[4.0], [3.0], [2.0], [1.0]] * 4, np.float32)
+    moment = np.diag([1.0, 1.0, 1.0, 100.0] * 4)
+    by_magnitude = by_saliency(weights, None, 2, 4)
+    np.testing.assert_array_equal(by_magnitude[:, 0], [4, 3, 0, 0] * 4)
+    by_wanda = by_saliency(weights, moment, 2, 4)
+    np.testing.assert_array_equal(by_wanda[:, 0], [4, 0, 0, 1] * 4)
     assert by_wanda.dtype == np.float32
 
 
-@pytest.mark.parametrize("prune", [keep_n_of_m, sparsegpt])
+@pytest.mark.parametrize("prune", [by_saliency, sparsegpt])
 def test_a_matrix_that_saw_no_input_goes_by_magnitude(prune: Callable[..., np.ndarray]):
     weights = np.random.default_rng(0).standard_normal((16, 3))
-    expected = keep_n_of_m(weights, None, 1, 4)
+    expected = by_saliency(weights, None, 1, 4)
     np.testing.assert_array_equal(prune(weights, np.zeros((16, 16)), 1, 4), expected)
 
 
@@ -69,7 +76,7 @@ def test_sparsegpt_is_wanda_where_inputs_do_not_correlate():
     weights, moment = rng.standard_normal((32, 8)), np.diag(rng.uniform(1, 2, 32))
     pruned = sparsegpt(weights, moment, 2, 4)
     # The damping adds the same to every input, which may turn a near tie; these have none.
-    expected = keep_n_of_m(weights, moment + 0.01 * np.trace(moment) / 32 * np.eye(32), 2, 4)
+    expected = by_saliency(weights, moment + 0.01 * np.trace(moment) / 32 * np.eye(32), 2, 4)
     np.testing.assert_allclose(pruned, expected, rtol=1e-12)
 
 
