@@ -24,16 +24,18 @@ _LEAST_EXAMPLES = 4
 
 @dataclass(frozen=True)
 class Prediction:
-    """A metric of n candidates: mean and standard deviation [n], of its logarithm where `logarithmic`."""
+    """A metric of n candidates: mean and standard deviation [n], of its logarithm where `logarithmic`; no value is
+    below `least` [n]."""
 
     mean: np.ndarray
     deviation: np.ndarray
     logarithmic: bool = True
+    least: np.ndarray | float = -np.inf
 
-    def quantile(self, z: float) -> np.ndarray:
+    def quantile(self, z: float | np.ndarray) -> np.ndarray:
         """The value `z` deviations from the middle."""
         value = self.mean + z * self.deviation
-        return np.exp(value) if self.logarithmic else value
+        return np.maximum(np.exp(value) if self.logarithmic else value, self.least)
 
 
 class LatencyModel:

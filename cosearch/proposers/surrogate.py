@@ -195,11 +195,7 @@ class SurrogateProposer:
     def _draw(self, candidates: Sequence[Candidate]) -> tuple[np.ndarray, np.ndarray]:
         """Losses [draws, n, objectives], and whether each draw keeps the constraints [draws, n]."""
         predictions = self._predictions(candidates)
-        noise = {name: self._rng.standard_normal((_DRAWS, 1)) for name in predictions}
-        drawn = {
-            name: np.exp(p.mean + z * p.deviation) if p.logarithmic else p.mean + z * p.deviation
-            for (name, p), z in zip(predictions.items(), noise.values(), strict=True)
-        }
+        drawn = {name: p.quantile(self._rng.standard_normal((_DRAWS, 1))) for name, p in predictions.items()}
         objectives, reference = self._problem.objectives, self._reference
         losses = np.full((_DRAWS, len(candidates), len(objectives)), LOSS_LIMIT)
         for index, objective in enumerate(objectives):

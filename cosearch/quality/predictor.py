@@ -11,11 +11,15 @@ from cosearch.core.space import Space
 from cosearch.core.trial import Trial
 from cosearch.latency.features import ChoiceEncoding
 from cosearch.latency.model import Prediction
+from cosearch.precision import Precision
+from cosearch.quality.serve import few_bits
 
 _UNTRAINED = {"bits_per_byte": (np.log(3.0), 0.3, True), "recall_accuracy": (0.6, 0.3, False)}
 """Mean, deviation and whether logarithmic, before there are examples: what short trainings on text give."""
 _LEAST_EXAMPLES = 4
 _KNOWN_DEVIATION = 1e-6
+_MOST_GAIN = 0.005
+"""By how much less a pruned or rounded model has in bits per byte, at most, than the whole one: by luck alone."""
 
 
 class QualityModel:
@@ -28,12 +32,18 @@ class QualityModel:
         self._known: dict[str, np.ndarray] = {}
         self._fitted: dict[str, GaussianProcess] = {}
         self._measured: dict[str, Trial] = {}
+        self._least: dict[str, float] = {}
 
     def fit(self, trials: Sequence[Trial]) -> None:
         """Learn from the measured figures of `trials`."""
         complete = [trial for trial in trials if set(self.metrics) <= trial.metrics.keys()]
         models = {trial.candidate.quality_axes_key: trial for trial in complete}
         self._measured = models
+        for trial in models.values():
+            if _whole(trial.candidate):
+                least = (1 - _MOST_GAIN) * trial.metrics["bits_per_byte"].value
+                key = trial.candidate.key("architecture")
+                self._least[key] = min(least, self._least.get(key, least))
         if len(models) < _LEAST_EXAMPLES:
             return
         features = self._features([trial.candidate for trial in models.values()])
@@ -53,7 +63,9 @@ class QualityModel:
                 if trial := self._measured.get(candidate.quality_axes_key):
                     value = trial.metrics[metric].value
                     means[index], deviations[index] = np.log(value) if logarithmic else value, _KNOWN_DEVIATION
-            predictions[metric] = Prediction(means, deviations, logarithmic)
+            least = self._least if metric == "bits_per_byte" else {}
+            floor = np.array([least.get(candidate.key("architecture"), -np.inf) for candidate in candidates])
+            predictions[metric] = Prediction(means, deviations, logarithmic, floor)
         return predictions
 
     def _features(self, candidates: Sequence[Candidate]) -> np.ndarray:
@@ -63,3 +75,9 @@ class QualityModel:
                 sizes = [axes.dense_shape(candidate).parameters, axes.served_shape(candidate).parameters]
                 self._known[key] = np.array([*np.log(sizes), *self._encode(candidate)])
         return np.array([self._known[candidate.quality_axes_key] for candidate in candidates])
+
+
+def _whole(candidate: Candidate) -> bool:
+    """Whether nothing is pruned or stored in few bits."""
+    shape = axes.served_shape(candidate)
+    return shape == axes.dense_shape(candidate) and not few_bits(shape, Precision.of(candidate.precision)).rules

@@ -68,7 +68,7 @@ def served(candidate: Candidate, recipe: Recipe, corpus: Corpus, cache: Path, pr
         known = moments(dense, parent, recipe, corpus) if pattern.needs_moments(choices) else {}
         return pattern.prune(parent, dense, choices, known)
 
-    coarse = _coarse(shape, precision)
+    coarse = few_bits(shape, precision)
     if recipe.recovery_steps and (candidate.sparsity.get("pattern", "dense") != "dense" or coarse.rules):
         what = f"{dense!r} {candidate.sparsity!r} {coarse.rules}"
         weights = kept(
@@ -94,7 +94,7 @@ def recover(
     dense, shape = axes.dense_shape(candidate), axes.served_shape(candidate)
     teacher = plain_decoder(dense)
     teacher_params = {path: jnp.asarray(array) for path, array in pack(teacher, parent).items()}
-    coarse = _coarse(shape, Precision.of(candidate.precision))
+    coarse = few_bits(shape, Precision.of(candidate.precision))
     model = Decoder(whole(shape), schedule=Schedule(layers="scan" if scannable(shape, coarse) else "unroll"))
     start = pack(model, weights)
     as_served = simulation(model, shape, coarse, start)
@@ -245,7 +245,7 @@ def _matrices(stack: np.ndarray) -> np.ndarray:
     return stack.reshape(-1, *stack.shape[-2:])
 
 
-def _coarse(shape: DecoderShape, precision: Precision) -> Precision:
+def few_bits(shape: DecoderShape, precision: Precision) -> Precision:
     """The formats of the matrices that are stored in few bits a weight, indices apart; of all else, float32."""
     rules = []
     for path, (*_, rows, columns) in shape.linears().items():
