@@ -158,19 +158,20 @@ class SurrogateProposer:
         kept = order[:_EXACT]
         candidates = [candidates[index] for index in kept]
         losses, plausible, seconds = losses[:, kept], plausible[:, kept], seconds[kept]
-        trained = self._trained
-        untrained = np.array([candidate.key("architecture") not in trained for candidate in candidates])
+        architectures = np.array([candidate.key("architecture") for candidate in candidates])
+        models = np.array([candidate.quality_axes_key for candidate in candidates])
+        untrained = ~np.isin(architectures, list(self._trained))
         chosen, barred = [], np.zeros(len(candidates), dtype=bool)
         while len(chosen) < n and not barred.all():
             gain = np.where(barred, -np.inf, _mean_gain(losses, plausible, known) / seconds)
             best = int(gain.argmax())
             chosen.append(best)
-            barred[best] = True
+            # What one schedule of a model shows, and one new architecture, is to be known before the next is chosen.
+            barred |= models == models[best]
             # The next is chosen as if this one had come out as expected.
             known = np.vstack([known, losses[:, best].mean(axis=0)])
             if untrained[best]:
-                # One training in an ask: what it shows is to be known before the next is chosen.
-                same = np.array([c.key("architecture") == candidates[best].key("architecture") for c in candidates])
+                same = architectures == architectures[best]
                 seconds[same] = seconds.min()
                 barred |= untrained & ~same
                 untrained &= False
