@@ -6,9 +6,10 @@ is the learned latency and quality models. What counts is the expected gain of h
 uncertainty, over draws from it, for each second that the candidate will cost: a new architecture must be trained, a
 new format of a known one evaluated, and a new schedule only timed.
 
-The first candidates are a fixed design that depends on the seed alone: few architectures, so that few trainings
-teach the most, crossed with many formats, patterns and schedules. Each of these axes is the reference's as often as
-not, so that what one does is seen apart from the others.
+The first candidates are a fixed design that depends on the seed alone: the reference with one step of its schedule,
+which needs no training; then few architectures, so that few trainings teach the most, crossed with many formats,
+patterns and schedules. Each of these axes is the reference's as often as not, so that what one does is seen apart from
+the others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ class SurrogateProposer:
     first screening, `architectures` among those."""
 
     def __init__(self, setting: Setting) -> None:
-        options = setting.read({"inner": "nevergrad", "pool": 500, "design": 22, "architectures": 4})
+        options = setting.read({"inner": "nevergrad", "pool": 500, "design": 26, "architectures": 4})
         self._space, self._problem = setting.space, setting.problem
         self._inner = PROPOSERS[options["inner"]](replace(setting, options={}))
         self._pool = options["pool"]
@@ -94,16 +95,17 @@ class SurrogateProposer:
             if len(by_architecture) < architectures:
                 by_architecture.setdefault(candidate.key("architecture"), candidate)
         first = list(by_architecture.values())
-        design: dict[str, Candidate] = {}
+        reference = self._space.reference
+        steps = [near for near in self._space.neighbours(reference) if near.differing_axes(reference) == ("schedule",)]
+        design = {candidate.uid: candidate for candidate in steps[: count // 2]}
         for index, proposal in enumerate(proposals):
             if len(design) == count:
                 break
             built = first[index % len(first)]
             donors = {AXES[0]: built}
             # A loop over the layers, as the reference has it, may not be what this architecture can be run by.
-            candidate = self._cross(
-                self._space.reference, donors | dict.fromkeys(self._some(AXES[1:]), proposal)
-            ) or self._cross(self._space.reference, donors | dict.fromkeys(AXES[1:], proposal))
+            some, all_ = (dict.fromkeys(taken, proposal) for taken in (self._some(AXES[1:]), AXES[1:]))
+            candidate = self._cross(reference, donors | some) or self._cross(reference, donors | all_)
             if candidate is not None and candidate.uid not in self._proposed:
                 design.setdefault(candidate.uid, candidate)
         return list(design.values())
