@@ -161,22 +161,18 @@ class SurrogateProposer:
         candidates = [candidates[index] for index in kept]
         losses, plausible, seconds = losses[:, kept], plausible[:, kept], seconds[kept]
         architectures = np.array([candidate.key("architecture") for candidate in candidates])
-        models = np.array([candidate.quality_axes_key for candidate in candidates])
         untrained = ~np.isin(architectures, list(self._trained))
         chosen, barred = [], np.zeros(len(candidates), dtype=bool)
         while len(chosen) < n and not barred.all():
             gain = np.where(barred, -np.inf, _mean_gain(losses, plausible, known) / seconds)
             best = int(gain.argmax())
             chosen.append(best)
-            # What one schedule of a model shows, and one new architecture, is to be known before the next is chosen.
-            barred |= models == models[best]
+            # What one candidate shows of its architecture is to be known before the next of it is chosen.
+            barred |= architectures == architectures[best]
             # The next is chosen as if this one had come out as expected.
             known = np.vstack([known, losses[:, best].mean(axis=0)])
             if untrained[best]:
-                same = architectures == architectures[best]
-                seconds[same] = seconds.min()
-                barred |= untrained & ~same
-                untrained &= False
+                barred |= untrained  # and of one training, before the next
         return [candidates[index] for index in chosen]
 
     @property
