@@ -228,7 +228,9 @@ def _add_plain(figure: go.Figure, plane: _Plane, archive: Archive, outcome: Outc
     quality = {name: value for name, value in archive[comparison.uid].values.items() if name in _BY_WEIGHTS}
     known = archive[comparison.plain_uid].values if comparison.plain_uid in archive else quality
     start = plane.at(comparison.uid, archive[comparison.uid].values)
-    end = plane.at(comparison.uid, {**known, "latency_s": comparison.plain_latency_s})
+    # As many times slower as it was side by side: the machine may have been faster when the point was measured.
+    latency_s = archive[comparison.uid].values["latency_s"] * comparison.speedup
+    end = plane.at(comparison.uid, {**known, "latency_s": latency_s})
     if start is None or end is None:
         return
     figure.add_trace(
