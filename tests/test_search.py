@@ -411,13 +411,13 @@ def test_an_interrupted_run_says_so_and_ends_as_if_it_had_not_been(finished: Pat
         tiny.wait_until(lambda: (f := run_folder(tmp_path)) and stored(f), 120, "there is a first trial")
         workers = worker_of(process.pid)
         os.kill(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=60)
     finally:
         tiny.end(process)
     assert process.returncode == 130
     assert "cosearch: stopped; a search continues with: python -m cosearch resume run=" in err
     assert "Traceback" not in err
-    tiny.wait_until(lambda: not any(map(tiny.is_running, workers)), 5, "its workers are gone")
+    tiny.wait_until(lambda: not any(map(tiny.is_running, workers)), 30, "its workers are gone")
     folder = run_folder(tmp_path)
     assert folder is not None
     rows = stored(folder)
