@@ -406,8 +406,9 @@ def worker_of(process: int) -> list[int]:
 
 
 def interrupt(process: subprocess.Popen[str]) -> str:
-    """Interrupt until it ends, as a user would who sees no answer: an interrupt inside a library's callback is lost there.
-    What it wrote to stderr."""
+    """Interrupt until it ends, as a user would who sees no answer, for one inside a library's callback is lost there.
+
+    Returns what it wrote to stderr."""
     for _ in range(12):
         process.send_signal(signal.SIGINT)
         try:
