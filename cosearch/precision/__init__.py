@@ -3,7 +3,8 @@
 A format packs matrices by numpy on the host or by JAX inside a training, by the same code, and computes with the packed
 arrays in JAX. To add one, write `<name>.py` here (or in a package of your own, by an entry point in the
 group `cosearch.format`) and register a `Format`; `cosearch.testing.check_format` then tests it. `quantized.py` has
-what all formats with scales share, `calibration.py` the ways to choose what they store.
+what all formats with scales share, made of a code (`codes.py`) and a scale (`scales.py`); `calibration.py` has the ways
+to choose what they store.
 """
 
 from collections.abc import Iterable, Mapping

@@ -7,7 +7,9 @@ place: packing refuses them.
 """
 
 from cosearch.precision import FORMATS
-from cosearch.precision.quantized import BFLOAT16, FLOAT8, FLOAT32, Quantized
+from cosearch.precision.codes import FLOAT8
+from cosearch.precision.quantized import Quantized
+from cosearch.precision.scales import BFLOAT16, FLOAT32
 
 FORMATS.register("float8_e4m3")(
     Quantized(FLOAT8, scale=FLOAT32, cache_scale=BFLOAT16, inputs=("float8_e4m3",), calibrations=("absmax", "awq"))

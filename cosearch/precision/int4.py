@@ -7,7 +7,9 @@ not used. NaN and infinities have no place: packing refuses them.
 """
 
 from cosearch.precision import CALIBRATIONS, FORMATS
-from cosearch.precision.quantized import BFLOAT16, INT4, Quantized
+from cosearch.precision.codes import INT4
+from cosearch.precision.quantized import Quantized
+from cosearch.precision.scales import BFLOAT16
 
 for _group in (32, 64, 128):
     FORMATS.register(f"int4_g{_group}")(

@@ -5,7 +5,9 @@ absmax / 254, and -128 is not used. NaN and infinities have no place: packing re
 """
 
 from cosearch.precision import CALIBRATIONS, FORMATS
-from cosearch.precision.quantized import BFLOAT16, FLOAT32, INT8, Quantized
+from cosearch.precision.codes import INT8
+from cosearch.precision.quantized import Quantized
+from cosearch.precision.scales import BFLOAT16, FLOAT32
 
 FORMATS.register("int8")(
     Quantized(INT8, scale=FLOAT32, cache_scale=BFLOAT16, inputs=("int8",), calibrations=CALIBRATIONS)

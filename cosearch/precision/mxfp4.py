@@ -7,7 +7,9 @@ elsewhere. NaN and infinities have no place: packing refuses them, and the scale
 """
 
 from cosearch.precision import FORMATS
-from cosearch.precision.quantized import FLOAT4, PowerOfTwo, Quantized
+from cosearch.precision.codes import FLOAT4
+from cosearch.precision.quantized import Quantized
+from cosearch.precision.scales import PowerOfTwo
 
 FORMATS.register("mxfp4")(
     Quantized(FLOAT4, group=32, scale=PowerOfTwo(largest_exponent=2), calibrations=("absmax", "awq"))

@@ -8,6 +8,8 @@ them.
 """
 
 from cosearch.precision import FORMATS
-from cosearch.precision.quantized import FLOAT4, Quantized, TwoLevel
+from cosearch.precision.codes import FLOAT4
+from cosearch.precision.quantized import Quantized
+from cosearch.precision.scales import TwoLevel
 
 FORMATS.register("nvfp4")(Quantized(FLOAT4, group=16, scale=TwoLevel(), calibrations=("absmax", "awq")))

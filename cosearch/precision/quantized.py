@@ -1,228 +1,24 @@
 """Formats with scales: a value is stored as a code, times a scale that a group of rows, or a whole column, shares.
 
-A `Code` says how a value that was divided by its scale becomes bits and back, a `Scale` how scales are chosen and
-stored; `Quantized` is a format made of both, and a format's file is little more than naming them. The same lines run
-on arrays of numpy and on traced ones of JAX and give the same bits of float32 weights. For that, scales come from a
-product with a constant's reciprocal, which is what XLA makes of a division by a constant, and scales too small for
-a normal float32 count as 0, for XLA on CPUs flushes denormal numbers. A scale of 0 makes zeros.
-
-NaN and infinities have no place in any of these formats: arrays of numpy that hold them are refused. Values beyond
-the largest code (where a scale was rounded down, or chosen smaller by a calibration) are stored as the largest.
+`Quantized` is a format made of a `Code` (`codes.py`: how a value that was divided by its scale becomes bits and back)
+and a `Scale` (`scales.py`: how scales are chosen and stored), and a format's file is little more than naming them. The
+same lines run on arrays of numpy and on traced ones of JAX and give the same bits of float32 weights. A scale of 0
+makes zeros. NaN and infinities have no place in any of these formats: arrays of numpy that hold them are refused.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from cosearch.core.errors import Rejected
 from cosearch.precision import Stored, refuse_not_finite
+from cosearch.precision.codes import FLOAT8, INT8, Code
+from cosearch.precision.scales import FLOAT32, Scale
 from cosearch.schedule.matmul import MOST_ROWS, contract, multiply_reduce, take_columns
-
-_TINY = np.finfo(np.float32).smallest_normal
-
-# Codes ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Code(ABC):
-    """What a value becomes that was divided by its scale; two codes of 4 bits share a byte."""
-
-    dtype: Any
-    """Of the stored array."""
-    per_byte: int
-    limit: float
-    """The largest magnitude."""
-    half_step: float
-    """The largest error near 0."""
-    relative: float
-    """The largest error of a value, relative to it, where steps grow with it; else 0."""
-
-    @abstractmethod
-    def encode(self, scaled: Any) -> Any:
-        """The code of each value, in `dtype`."""
-        ...
-
-    @abstractmethod
-    def decode(self, codes: Any, dtype: Any) -> Any:
-        """The value of each code, exactly, in `dtype`."""
-        ...
-
-
-@dataclass(frozen=True)
-class Integer(Code):
-    """Integers from -limit to limit, rounded half to even; `zero` is the code of 0."""
-
-    zero: int
-
-    def encode(self, scaled: Any) -> Any:
-        return (scaled.clip(-self.limit, self.limit).round() + self.zero).astype(self.dtype)
-
-    def decode(self, codes: Any, dtype: Any) -> Any:
-        return (codes.astype(np.int32) - self.zero).astype(dtype) if self.zero else codes.astype(dtype)
-
-
-class Float8(Code):
-    """float8_e4m3fn: 1 sign, 4 exponent (bias 7) and 3 significand bits, no infinities (Micikevicius et al. 2022,
-    arXiv:2209.05433). Saturates at 448, so that its NaN is never made."""
-
-    def encode(self, scaled: Any) -> Any:
-        return scaled.clip(-self.limit, self.limit).astype(self.dtype)
-
-    def decode(self, codes: Any, dtype: Any) -> Any:
-        return codes.astype(dtype)
-
-
-class Float4(Code):
-    """e2m1 of OCP Microscaling Formats v1.0: 0, 0.5, 1, 1.5, 2, 3, 4, 6 by rising code, and 8 more for the sign.
-
-    Rounded half to the even code; saturates at 6.
-    """
-
-    def encode(self, scaled: Any) -> Any:
-        size = abs(scaled)
-        # A tie goes to the even code, so that it counts where the code above is even.
-        above = [size > 0.25, size >= 0.75, size > 1.25, size >= 1.75, size > 2.5, size >= 3.5, size > 5]
-        return sum(reached.astype(np.uint8) for reached in above) + (scaled < 0).astype(np.uint8) * np.uint8(8)
-
-    def decode(self, codes: Any, dtype: Any) -> Any:
-        # In integers: looking values up in a table is a gather, which CPUs do one by one.
-        codes = codes.astype(np.int32)
-        exponent, fraction = (codes & 7) >> 1, codes & 1
-        normal = (exponent > 0).astype(np.int32)
-        doubled = (fraction | normal << 1) << (exponent - normal)
-        return (doubled * (1 - (codes >> 3 << 1))).astype(dtype) * np.asarray(0.5, dtype)
-
-
-INT8 = Integer(np.int8, per_byte=1, limit=127, half_step=0.5, relative=0, zero=0)
-INT4 = Integer(np.uint8, per_byte=2, limit=7, half_step=0.5, relative=0, zero=8)
-"""As llama.cpp's Q4_0 has them: the nibble is the value plus 8, 1 to 15."""
-# Half a step is 1/16 from 1 to 2, so the relative error is largest at 1 + 1/16; of 4 bits, at 2.5 that becomes 2.
-FLOAT8 = Float8(ml_dtypes.float8_e4m3fn, per_byte=1, limit=448, half_step=2.0**-10, relative=1 / 17)
-FLOAT4 = Float4(np.uint8, per_byte=2, limit=6, half_step=0.25, relative=1 / 5)
-
-# Scales --------------------------------------------------------------------------------------------------------------
-
-
-class Scale(Protocol):
-    """How scales, [G, out] or in another order, are chosen and stored."""
-
-    def choose(self, absmax: Any, limit: float) -> Any:
-        """The scales, not yet rounded, for groups of these largest magnitudes and a code of this largest value."""
-        ...
-
-    def store(self, scale: Any) -> dict[str, Any]:
-        """The parts that hold the scales."""
-        ...
-
-    def load(self, stored: Stored, dtype: Any) -> Any:
-        """The scales that the parts hold, in `dtype`."""
-        ...
-
-    def spec(self, shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-        """The parts for scales of this shape."""
-        ...
-
-    def between(self, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The smallest and the largest that storing may make of these scales in float64."""
-        ...
-
-
-@dataclass(frozen=True)
-class Plain:
-    """absmax / limit, rounded to a dtype of float32's range."""
-
-    dtype: Any
-
-    def choose(self, absmax: Any, limit: float) -> Any:
-        return _over(absmax, limit)
-
-    def store(self, scale: Any) -> dict[str, Any]:
-        return {"scale": scale.astype(self.dtype)}
-
-    def load(self, stored: Stored, dtype: Any) -> Any:
-        return stored["scale"].astype(dtype)
-
-    def spec(self, shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-        return {"scale": jax.ShapeDtypeStruct(shape, self.dtype)}
-
-    def between(self, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        off = float(jnp.finfo(self.dtype).eps) / 2
-        return scale * (1 - off), scale * (1 + off)
-
-
-@dataclass(frozen=True)
-class PowerOfTwo:
-    """E8M0 of OCP Microscaling Formats v1.0: a byte e for 2^(e - 127), the power of two at or below absmax over the
-    largest power of two among the codes. Scales are at least 2^-126, never denormal."""
-
-    largest_exponent: int
-
-    def choose(self, absmax: Any, limit: float) -> Any:
-        exponent = _exponent(absmax).clip(self.largest_exponent + 1) - self.largest_exponent
-        return (exponent << 23).view(np.float32)
-
-    def store(self, scale: Any) -> dict[str, Any]:
-        return {"scale": _exponent(scale).clip(1).astype(np.uint8)}
-
-    def load(self, stored: Stored, dtype: Any) -> Any:
-        return (stored["scale"].astype(np.int32) << 23).view(np.float32).astype(dtype)
-
-    def spec(self, shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-        return {"scale": jax.ShapeDtypeStruct(shape, np.uint8)}
-
-    def between(self, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return scale, scale
-
-
-@dataclass(frozen=True)
-class TwoLevel:
-    """absmax / limit in float8_e4m3, times one float32 for the whole matrix that brings the largest to 448.
-
-    A group whose scale is less than 2^-10 of that float32, or 2^-18.8 of the largest scale, is stored as zeros.
-    """
-
-    def choose(self, absmax: Any, limit: float) -> Any:
-        return _over(absmax, limit)
-
-    def store(self, scale: Any) -> dict[str, Any]:
-        xp = scale.__array_namespace__()
-        tensor = _over(scale.max(keepdims=True).astype(np.float32), FLOAT8.limit)
-        return {"scale": FLOAT8.encode(scale / xp.where(tensor > 0, tensor, 1)), "tensor_scale": tensor}
-
-    def load(self, stored: Stored, dtype: Any) -> Any:
-        return stored["scale"].astype(dtype) * stored["tensor_scale"].astype(dtype)
-
-    def spec(self, shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-        return {
-            "scale": jax.ShapeDtypeStruct(shape, FLOAT8.dtype),
-            "tensor_scale": jax.ShapeDtypeStruct((1,) * len(shape), np.float32),
-        }
-
-    def between(self, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        off = np.maximum(scale * FLOAT8.relative, np.minimum(scale.max() / FLOAT8.limit * FLOAT8.half_step, scale))
-        return scale - off, scale + off
-
-
-def _over(absmax: Any, limit: float) -> Any:
-    """absmax / limit, and 0 where that is too small for a normal float32."""
-    scale = absmax * np.float32(1 / limit)
-    return scale.__array_namespace__().where(scale < _TINY, 0, scale).astype(scale.dtype)
-
-
-def _exponent(size: Any) -> Any:
-    """floor(log2(size)) + 127 of magnitudes, in int32; 0 for those too small for a normal float32."""
-    return size.astype(np.float32).view(np.int32) >> 23
-
-
-FLOAT32, BFLOAT16 = Plain(np.float32), Plain(ml_dtypes.bfloat16)
-
-# Formats -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

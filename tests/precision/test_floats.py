@@ -6,7 +6,7 @@ import pytest
 
 from cosearch.core.errors import Rejected
 from cosearch.precision import FORMATS
-from cosearch.precision.quantized import FLOAT8
+from cosearch.precision.codes import FLOAT8
 
 
 def test_float8_saturates_and_makes_no_nan():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from cosearch.precision import FORMATS
-from cosearch.precision.quantized import FLOAT4, INT4, Code
+from cosearch.precision.codes import FLOAT4, INT4, Code
 
 MXFP4 = FORMATS["mxfp4"]
 

@@ -8,7 +8,9 @@ import pytest
 from cosearch import testing
 from cosearch.architecture.linear import MatrixStorage
 from cosearch.precision import FORMATS
-from cosearch.precision.quantized import BFLOAT16, INT4, Quantized, Scale
+from cosearch.precision.codes import INT4
+from cosearch.precision.quantized import Quantized
+from cosearch.precision.scales import BFLOAT16, Scale
 
 # A decoder of 10.6 million weights: an embedding, and 4 layers of 512 wide attention and 1408 wide feed-forward.
 _LAYER = {"query": (512, 512), "key": (512, 128), "value": (512, 128), "output": (512, 512)}
