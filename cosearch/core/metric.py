@@ -25,7 +25,7 @@ class Metric:
     """One figure.
 
     `interval` is the 90 % interval where one is known; `samples` are the raw values a measured figure was
-    computed from.
+    computed from, and `contended` the part of them that was taken while something else ran on the machine.
     """
 
     value: float
@@ -33,6 +33,7 @@ class Metric:
     source: Source
     interval: tuple[float, float] | None = None
     samples: tuple[float, ...] = field(default=(), repr=False)
+    contended: float = 0.0
 
     def to_json(self, with_samples: bool = True) -> dict[str, Any]:
         data: dict[str, Any] = {
@@ -41,6 +42,8 @@ class Metric:
             "source": self.source,
             "interval": self.interval,
         }
+        if self.contended:
+            data["contended"] = self.contended
         return data | {"samples": list(self.samples)} if with_samples else data
 
     @classmethod
@@ -52,6 +55,7 @@ class Metric:
             source=data["source"],
             interval=(float(interval[0]), float(interval[1])) if interval else None,
             samples=tuple(map(float, data.get("samples", ()))),
+            contended=float(data.get("contended", 0.0)),
         )
 
 

@@ -10,8 +10,8 @@ class Target:
     """What a chip can do at best. Peaks are upper limits: a datasheet's, or the best that was measured.
 
     `platform` is JAX's name for its kind of device. `peak_flops_per_s` is by the dtype of the operands.
-    `cache_bytes` is what may stay on the chip from one run to the next, and so need not be read at
-    `bandwidth_bytes_per_s`. `overhead_s` is what one operation costs at least, however small it is.
+    `cache_bytes` is what the last level of its caches holds: runs are timed on data that are not in there, so that they
+    are read at `bandwidth_bytes_per_s` at most. `overhead_s` is what one operation costs at least, however small it is.
     """
 
     name: str

@@ -1,5 +1,6 @@
 """The bench of a worker process: programs compiled for a candidate, ready to be verified and timed."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from cosearch import axes
-from cosearch.architecture.decoder import Decoder, pack, plain_decoder
+from cosearch.architecture.decoder import pack, plain_decoder
 from cosearch.core.candidate import Candidate
+from cosearch.core.errors import Rejected
 from cosearch.core.workload import OperatingPoint, Workload
+from cosearch.measure import timing
 from cosearch.measure.verify import Reference, Verification, sharp_weights
 from cosearch.precision import Precision
 from cosearch.schedule import Schedule
@@ -19,8 +22,11 @@ from cosearch.schedule.program import Program
 
 _CONTINUED = 5
 """Tokens that are decoded from the cache that a prefill wrote."""
-_SEED = 20
-"""Of the random weights and tokens that candidates are verified and timed with."""
+_MOST_COPIES = 256
+"""Making so many of a small model takes 0.2 s. Models below 1/256 of the bytes to go round stay in caches in part."""
+_CANARY_SIZE = 128
+_REPEATED = 16
+"""Tokens that are decoded twice, to see whether the same comes out."""
 
 
 @dataclass
@@ -39,10 +45,19 @@ class Compiled:
     def empty_cache(self) -> list[jax.Array]:
         return [jnp.zeros(spec.shape, spec.dtype) for spec in self.program.cache]
 
-    def step(self) -> Callable[[], None]:
-        """A function that runs this operating point once, at its full context, and waits for the result."""
-        cache = self.empty_cache()
-        rng = np.random.default_rng(_SEED)
+    def step(self, cold_bytes: int = 0) -> Callable[[], None]:
+        """A function that runs this operating point once, at its full context, and waits for the result.
+
+        Each run takes the next of as many copies of weights and cache as are `cold_bytes` together, so that it finds
+        none of them in caches that hold less: what is timed is a run that reads all it needs from memory, as where
+        other models or other work had their turn before.
+        """
+        size = sum(array.nbytes for array in [*self.params, *self.empty_cache()])
+        count = min(max(-(-cold_bytes // size), 1), _MOST_COPIES)
+        copy = jax.jit(lambda arrays: [jnp.copy(array) for array in arrays])
+        copies = [(copy(self.params), self.empty_cache()) for _ in range(count)]
+        turn = 0
+        rng = np.random.default_rng(0)
         first = self.program.inputs[0].shape
         inputs: list[Any] = [jnp.asarray(rng.integers(0, 256, first), jnp.int32)]
         if self.point.phase == "decode":
@@ -51,19 +66,43 @@ class Compiled:
             inputs += [jnp.int32(0), jnp.int32(self.point.context)]
 
         def run() -> None:
-            nonlocal cache
-            logits, *cache = self.executable(*self.params, *cache, *inputs)
+            nonlocal turn
+            params, cache = copies[turn]
+            logits, *written = self.executable(*params, *cache, *inputs)
             jax.block_until_ready(logits)
+            copies[turn] = params, written
+            turn = (turn + 1) % count
 
+        jax.block_until_ready(copies)
         return run
 
-    def logits(self, tokens: np.ndarray) -> np.ndarray:
-        """The logits [batch, positions, 256] after the last positions of `tokens` [batch, tokens].
+    def used_cache(self, seed: int) -> list[jax.Array]:
+        """A cache whose slots hold what another sequence may have left there: anything finite, for programs read
+        every slot and weight by 0 what is not theirs. States start from zero, as they must."""
+        rng, model, point = np.random.default_rng(seed), self.program.model, self.program
+        attentions = [layer.attention for layer in model.shape.layers if layer.attention is not None]
+        slotted = {name for one in attentions for name in one.cache(point.batch, point.capacity)}
+        arrays = []
+        for path, spec in jax.tree_util.tree_leaves_with_path(model.cache_spec(point.batch, point.capacity)):
+            left = slotted.intersection(getattr(key, "key", None) for key in path)
+            arrays.append(jnp.asarray(_any_finite(rng, spec) if left else np.zeros(spec.shape, spec.dtype)))
+        return arrays
+
+    def digest(self) -> bytes:
+        """Names the contents of the parameters."""
+        found = hashlib.blake2b()
+        for array in self.params:
+            found.update(np.asarray(array).tobytes())
+        return found.digest()
+
+    def logits(self, tokens: np.ndarray, seed: int) -> np.ndarray:
+        """The logits [batch, positions, 256] after the last positions of `tokens` [batch, tokens], from a cache that
+        `seed` draws.
 
         A decode program gives them after each. A prefill takes chunks, the last one not full, and leaves the last few
         tokens to the decode program; it gives the logits after its last and after each of those.
         """
-        cache, found = self.empty_cache(), []
+        cache, found = self.used_cache(seed), []
         chunk, count = self.program.chunk, tokens.shape[1]
         decode, start = self.executable, 0
         if self.point.phase == "prefill":
@@ -90,53 +129,71 @@ class Compiled:
 
 
 class Bench:
-    """The candidate that is being worked on. Verification references are kept for the next of the same model."""
+    """The candidate that is being worked on."""
 
     def __init__(self) -> None:
-        self._references: dict[tuple[str, int, int], Reference] = {}
         self.uid = ""
         self.programs: list[Compiled] = []
+        self._seed = 0
+        self._weights: dict[str, np.ndarray] = {}
 
-    def compile(self, candidate: Candidate, workload: Workload) -> list[Compiled]:
-        """Compile every operating point; keeps them as the current candidate's.
+    def compile(self, candidate: Candidate, workload: Workload, seed: int = 0) -> list[Compiled]:
+        """Compile every operating point, with weights drawn by `seed`; keeps them as the current candidate's.
 
         Raises:
             Rejected: the compiler refuses one.
         """
-        self.uid, self.programs = "", []
-        self.programs = compile_workload(candidate, axes.decoder(candidate), workload)
+        self.uid, self.programs, self._seed = "", [], seed
+        model, options = axes.decoder(candidate), Schedule.of(candidate.schedule).options
+        self._weights = sharp_weights(model.shape, seed)
+        packed = pack(model, self._weights)
+        for point in workload.points:
+            chunk = point.context if point.phase == "prefill" else 1
+            program = Program(model, point.phase, point.batch, point.context, chunk)
+            params = [jax.device_put(packed[path]) for path in program.params]
+            decode = replace(program, phase="decode", chunk=1).compile(options) if point.phase == "prefill" else None
+            self.programs.append(Compiled(point, program, program.compile(options), params, decode))
         self.uid = candidate.uid
         return self.programs
 
     def verify(self, candidate: Candidate) -> list[Verification]:
-        """Verify every compiled operating point; raises Rejected for a wrong result."""
-        verified = []
+        """Verify every compiled operating point on tokens that are drawn anew.
+
+        Raises:
+            Rejected: a result is wrong, is another one when it is computed again, or the weights are no longer what
+                they were.
+        """
+        plain = plain_decoder(axes.served_shape(candidate), Precision.of(candidate.precision))
+        packed, references, verified = pack(plain, self._weights), {}, []
         for compiled in self.programs:
-            reference = self._reference(candidate, compiled.point.batch, compiled.point.context)
-            logits = compiled.logits(reference.tokens)
+            point, before = compiled.point, compiled.digest()
+            if (point.batch, point.context) not in references:
+                tokens = np.random.default_rng(self._seed).integers(0, 256, (point.batch, point.context))
+                references[point.batch, point.context] = Reference(plain, packed, tokens.astype(np.int32))
+            reference = references[point.batch, point.context]
+            logits = compiled.logits(reference.tokens, self._seed)
             verified.append(reference.compare(logits))
+            few = None if point.phase == "prefill" else _REPEATED
+            again = compiled.logits(reference.tokens[:, :few], self._seed + 1)
+            if not np.array_equal(again, logits[:, :few]):
+                raise Rejected("wrong result: the same inputs give other logits when they are computed again")
+            if compiled.digest() != before:
+                raise Rejected("wrong result: it overwrites the weights that it is given")
         return verified
 
-    def _reference(self, candidate: Candidate, batch: int, context: int) -> Reference:
-        key = (candidate.quality_axes_key, batch, context)
-        if key not in self._references:
-            if len(self._references) > 16:
-                self._references.clear()
-            plain = plain_decoder(axes.served_shape(candidate), Precision.of(candidate.precision))
-            tokens = np.random.default_rng(_SEED).integers(0, 256, (batch, context)).astype(np.int32)
-            self._references[key] = Reference(plain, pack(plain, sharp_weights(plain.shape, _SEED)), tokens)
-        return self._references[key]
+
+def _any_finite(rng: np.random.Generator, spec: jax.ShapeDtypeStruct) -> np.ndarray:
+    if jnp.issubdtype(spec.dtype, jnp.integer):
+        bits = jnp.iinfo(spec.dtype)
+        return rng.integers(int(bits.min), int(bits.max), spec.shape, endpoint=True).astype(spec.dtype)
+    return rng.uniform(1, 100, spec.shape).astype(spec.dtype)
 
 
-def compile_workload(candidate: Candidate, model: Decoder, workload: Workload) -> list[Compiled]:
-    """Every operating point of `workload`, compiled, with random weights on the device."""
-    options = Schedule.of(candidate.schedule).options
-    packed = pack(model, sharp_weights(model.shape, _SEED))
-    compiled = []
-    for point in workload.points:
-        chunk = point.context if point.phase == "prefill" else 1
-        program = Program(model, point.phase, point.batch, point.context, chunk)
-        params = [jax.device_put(packed[path]) for path in program.params]
-        decode = replace(program, phase="decode", chunk=1).compile(options) if point.phase == "prefill" else None
-        compiled.append(Compiled(point, program, program.compile(options), params, decode))
-    return compiled
+def device_canary() -> timing.Canary:
+    """A small product, which keeps every core of a processor busy for some 0.1 ms."""
+    matrix, product = jnp.ones((_CANARY_SIZE, _CANARY_SIZE)), jax.jit(lambda a: a @ a)
+
+    def work() -> None:
+        jax.block_until_ready(product(matrix))
+
+    return timing.Canary(work)

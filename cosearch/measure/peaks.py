@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cosearch.measure import timing
 
@@ -51,4 +50,4 @@ def measure(progress: Callable[[str, float], None]) -> dict[str, Any]:
 
 def _best(run: Callable[..., Any], *arguments: Any) -> float:
     run(*arguments)
-    return float(np.min(timing.sample(lambda: jax.block_until_ready(run(*arguments)), _SECONDS)))
+    return min(timing.sample(lambda: jax.block_until_ready(run(*arguments)), _SECONDS).sides[0])

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected
 from cosearch.core.workload import Workload
 from cosearch.measure import peaks, timing
-from cosearch.measure.bench import Bench
+from cosearch.measure.bench import Bench, device_canary
 from cosearch.precision import Precision
 from cosearch.quality import Recipe, corpus
 from cosearch.quality.evaluate import evaluate
@@ -26,11 +27,15 @@ Task = Callable[..., Mapping[str, Any]]
 
 
 class Workbench:
-    """What a worker keeps between tasks: the candidate at hand, and the corpus."""
+    """What a worker keeps between tasks: the candidate at hand, the canary, and the corpus."""
 
     def __init__(self) -> None:
         self.bench = Bench()
         self._corpus: corpus.Corpus | None = None
+
+    @cached_property
+    def canary(self) -> timing.Canary:
+        return device_canary()
 
     def corpus(self, name: str) -> corpus.Corpus:
         if self._corpus is None or self._corpus.name != name:
@@ -56,11 +61,12 @@ def check_options(work: Workbench, progress: Progress, option_sets: Sequence[Seq
 
 
 def compile_candidate(
-    work: Workbench, progress: Progress, point: Mapping[str, Any], workload: Mapping[str, Any]
+    work: Workbench, progress: Progress, point: Mapping[str, Any], workload: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
-    """Compile a candidate for every operating point, and count the bytes it takes in memory."""
+    """Compile a candidate for every operating point, and count the bytes it takes in memory; `seed` draws its weights
+    and what it is verified with."""
     candidate, start = Candidate.from_point(point), time.perf_counter()
-    programs = work.bench.compile(candidate, Workload.from_json(workload))
+    programs = work.bench.compile(candidate, Workload.from_json(workload), seed)
     weights = sum(array.nbytes for array in programs[0].params)
     cache = max(sum(spec.size * spec.dtype.itemsize for spec in compiled.program.cache) for compiled in programs)
     return {
@@ -79,10 +85,14 @@ def verify_candidate(work: Workbench, progress: Progress, point: Mapping[str, An
     return {"numerical_error": max(result.ratio for result in verified)}
 
 
-def measure_candidate(work: Workbench, progress: Progress, point: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """Seconds of each run of the compiled candidate, by operating point, about `seconds` for each."""
+def measure_candidate(
+    work: Workbench, progress: Progress, point: Mapping[str, Any], seconds: float, cold_bytes: int
+) -> dict[str, Any]:
+    """Seconds of each run of the compiled candidate, by operating point, about `seconds` for each, and which part of
+    them was contended."""
     _at_hand(work, point)
-    return {"samples_s": [timing.sample(compiled.step(), seconds) for compiled in work.bench.programs]}
+    timed = [timing.sample(one.step(cold_bytes), seconds, work.canary) for one in work.bench.programs]
+    return {"samples_s": [one.sides[0] for one in timed], "contended": [one.contended for one in timed]}
 
 
 def evaluate_quality(
@@ -96,7 +106,12 @@ def evaluate_quality(
 
 
 def compare_candidates(
-    work: Workbench, progress: Progress, points: Sequence[Mapping[str, Any]], workload: Mapping[str, Any], rounds: int
+    work: Workbench,
+    progress: Progress,
+    points: Sequence[Mapping[str, Any]],
+    workload: Mapping[str, Any],
+    rounds: int,
+    cold_bytes: int,
 ) -> dict[str, Any]:
     """Seconds of each candidate, interleaved in random order, by operating point; all are verified first."""
     benches = []
@@ -108,7 +123,8 @@ def compare_candidates(
     by_operating_point = zip(*(bench.programs for bench in benches), strict=True)
     return {
         "samples_s": [
-            timing.side_by_side([compiled.step() for compiled in programs], rounds) for programs in by_operating_point
+            timing.side_by_side([compiled.step(cold_bytes) for compiled in programs], rounds, canary=work.canary).sides
+            for programs in by_operating_point
         ]
     }
 

@@ -1,44 +1,157 @@
-"""Timing compiled programs: warmed up, every run's seconds kept, the median with a bootstrap interval."""
+"""Timing compiled programs: warmed up, beside a canary, in random order where there are sides, all samples kept.
+
+A figure is a median with its bootstrap interval. A comparison of two sides is a `Verdict`, from rounds in which both
+were run: whatever else loads the machine then disturbs both alike.
+"""
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 
+from cosearch.core.errors import Rejected
+
 _WARM_UP_S = 0.05
-_LEAST_RUNS, _MOST_RUNS = 20, 400
+_LEAST_ROUNDS, _MOST_ROUNDS = 20, 400
+_PATIENCE = 3
+"""How many times as much as it was asked for is tried, until as much was not disturbed."""
+_LEAST_TICKS = 10
+"""Of the clock, that a run must take: less is no measurement. Clocks that jump back give less than none."""
+_CANARY_RUNS, _QUIET_QUANTILE, _DISTURBED = 400, 0.1, 2.0
+"""A canary of 70 µs, over 4 s of 2 cores, quiet and beside a compiler: its first decile was 70 and 57 µs, its median 73
+and 89 µs, and above twice the first decile it was in 1 % and in 25 % of its runs."""
+_BETWEEN_CANARIES_S = 1e-3
+_SURE, _LEAST_GAIN = 3.5, 0.01
+"""By the normal distribution the same thing twice is so many deviations apart once in 2,000 comparisons; and copies of
+one program do differ a little, by where in memory they lie."""
+
+Run = Callable[[], None]
 
 
-def sample(run: Callable[[], None], seconds: float) -> list[float]:
-    """Seconds of each run, over about `seconds` of them, after a warm-up."""
+class Verdict(StrEnum):
+    """What a comparison of two sides shows."""
+
+    FASTER = "faster"
+    SLOWER = "slower"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of every run, by side, one a round; `contended` is the part of the rounds beside a disturbed canary."""
+
+    sides: list[list[float]]
+    contended: float = 0.0
+
+
+class Canary:
+    """A tiny fixed piece of work whose time on a quiet machine is known: where it takes much longer, something else
+    runs there."""
+
+    def __init__(self, work: Run) -> None:
+        self._work = work
+        self.quiet_s = float(np.quantile([self._seconds() for _ in range(_CANARY_RUNS)], _QUIET_QUANTILE))
+
+    def is_disturbed(self) -> bool:
+        """Run it now."""
+        return self._seconds() > _DISTURBED * self.quiet_s
+
+    def _seconds(self) -> float:
+        self._work()  # its data and its threads are back after what was timed
+        return _seconds(self._work)
+
+
+def sample(run: Run, seconds: float, canary: Canary | None = None) -> Timed:
+    """Time `run` over about `seconds`, after a warm-up.
+
+    Raises:
+        Rejected: it is too short for the clock.
+    """
     until = time.perf_counter() + _WARM_UP_S
     run()
     while time.perf_counter() < until:
         run()
-    samples: list[float] = []
-    while len(samples) < _LEAST_RUNS or (sum(samples) < seconds and len(samples) < _MOST_RUNS):
-        start = time.perf_counter()
-        run()
-        samples.append(time.perf_counter() - start)
-    return samples
+
+    def enough(rounds: Sequence[list[float]], times: int) -> bool:
+        count = len(rounds)
+        long = count >= times * _MOST_ROUNDS or sum(one for (one,) in rounds) >= times * seconds
+        return count >= times * _LEAST_ROUNDS and long
+
+    return _collect(lambda: [_seconds(run)], enough, canary)
 
 
-def side_by_side(runs: Sequence[Callable[[], None]], rounds: int, seed: int = 0) -> list[list[float]]:
-    """Seconds of each of `runs`, interleaved, in random order within each round.
+def side_by_side(runs: Sequence[Run], rounds: int, seed: int = 0, canary: Canary | None = None) -> Timed:
+    """Time each of `runs` in each round, in random order.
 
     A fixed order lets a periodic load favour one side (18 false wins in 180 under load, 0 in 630 in random order).
+
+    Raises:
+        Rejected: one is too short for the clock.
     """
     rng = np.random.default_rng(seed)
-    samples: list[list[float]] = [[] for _ in runs]
     for run in runs:
         run()
-    for _ in range(rounds):
+
+    def one_round() -> list[float]:
+        seconds = [0.0] * len(runs)
         for index in rng.permutation(len(runs)):
-            runs[index]()  # back in the caches after the other's turn
-            start = time.perf_counter()
-            runs[index]()
-            samples[index].append(time.perf_counter() - start)
-    return samples
+            runs[index]()  # its code and its threads are back after the other's turn
+            seconds[index] = _seconds(runs[index])
+        return seconds
+
+    return _collect(one_round, lambda found, times: len(found) >= times * rounds, canary)
+
+
+def _collect(
+    one_round: Callable[[], list[float]], enough: Callable[[Sequence[list[float]], int], bool], canary: Canary | None
+) -> Timed:
+    """Run rounds until there are enough between canaries that were not disturbed, or patience ends."""
+    every: list[list[float]] = []
+    quiet: list[list[float]] = []
+    before = canary is not None and canary.is_disturbed()
+    while not enough(quiet, 1) and not enough(every, _PATIENCE):
+        block = [one_round()]
+        while canary is not None and sum(map(sum, block)) < _BETWEEN_CANARIES_S:
+            block.append(one_round())
+        after = canary is not None and canary.is_disturbed()
+        every += block
+        if not before and not after:
+            quiet += block
+        before = after
+    # Which rounds are left out is for the canaries to say, never for the rounds themselves.
+    kept = quiet if enough(quiet, 1) or len(quiet) >= _LEAST_ROUNDS else every
+    return Timed(
+        [list(side) for side in zip(*kept, strict=True)], 0.0 if kept is quiet else 1 - len(quiet) / len(every)
+    )
+
+
+def _seconds(run: Run) -> float:
+    for _ in range(_MOST_ROUNDS):
+        start = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - start
+        if seconds >= _LEAST_TICKS * time.get_clock_info("perf_counter").resolution:
+            return seconds
+    raise Rejected("impossible: it takes no time that the clock could tell")
+
+
+def compare(samples: Sequence[float], others: Sequence[float]) -> Verdict:
+    """Whether `samples` are faster or slower than `others`, of the same rounds.
+
+    By Wilcoxon's signed-rank test (1945) of the rounds' ratios: in random order either side is as likely to be the
+    slower one of a round, however the load goes up and down between rounds. Below 20 rounds, or a difference of 1 %, it
+    is undecided.
+    """
+    if len(samples) < _LEAST_ROUNDS:
+        return Verdict.UNDECIDED
+    gains = np.log(others) - np.log(samples)
+    ranks = np.abs(gains).argsort().argsort() + 1.0
+    deviations = np.sign(gains) @ ranks / np.linalg.norm(ranks)
+    if min(abs(deviations) - _SURE, abs(np.median(gains)) - np.log1p(_LEAST_GAIN)) < 0:
+        return Verdict.UNDECIDED
+    return Verdict.FASTER if deviations > 0 else Verdict.SLOWER
 
 
 def median_interval(samples: Sequence[float], seed: int = 0) -> tuple[float, tuple[float, float]]:

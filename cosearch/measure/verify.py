@@ -57,8 +57,9 @@ class Reference:
     """The float64 logits of a model's packed weights, and how far the format's own plain run is from them."""
 
     def __init__(self, plain: Decoder, packed: Params, tokens: np.ndarray) -> None:
-        own = np.asarray(_compiled_score(plain)(packed, tokens), np.float64)
-        exact_model, exact_score = _exact(replace(plain.shape, compression=None))
+        _, own_score = _scored(plain.shape, plain.precision)
+        own = np.asarray(own_score(packed, tokens), np.float64)
+        exact_model, exact_score = _scored(replace(plain.shape, compression=None), _EXACT)
         with jax.enable_x64(True):
             self.logits = np.asarray(exact_score(pack(exact_model, unpack(plain, packed)), tokens))
         if self.logits.dtype != np.float64:
@@ -108,16 +109,13 @@ def _root_mean_square(errors: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(errors))))
 
 
-@functools.lru_cache(maxsize=8)
-def _exact(shape: DecoderShape) -> tuple[Decoder, Callable[[Params, Any], jax.Array]]:
-    """The float64 model of a shape, which is one program for all formats, and its `score`."""
-    model = plain_decoder(shape, _EXACT)
-    return model, _compiled_score(model)
+@functools.lru_cache(maxsize=16)
+def _scored(shape: DecoderShape, precision: Precision) -> tuple[Decoder, Callable[[Params, Any], jax.Array]]:
+    """The plain model of a shape and its compiled `score`; in float64 they are the same for all formats."""
+    model = plain_decoder(shape, precision)
 
-
-def _compiled_score(model: Decoder) -> Callable[[Params, Any], jax.Array]:
     def score(params: Mapping[str, Any], tokens: Any) -> jax.Array:
         return bind(model, params).score(tokens)
 
     # It runs once or twice: code that is not optimised gives the same and is there in half the time.
-    return jax.jit(score, compiler_options={"xla_backend_optimization_level": 0})
+    return model, jax.jit(score, compiler_options={"xla_backend_optimization_level": 0})

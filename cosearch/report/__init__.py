@@ -14,6 +14,7 @@ from cosearch.core.problem import Problem
 from cosearch.core.registry import Registry
 from cosearch.core.space import Space
 from cosearch.core.trial import Trial
+from cosearch.measure.timing import Verdict, compare
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Comparison:
     interval: tuple[float, float]
     samples_s: tuple[float, ...]
     plain_samples_s: tuple[float, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the point of the front is faster."""
+        return compare(self.samples_s, self.plain_samples_s)
 
 
 @dataclass(frozen=True)

@@ -170,6 +170,7 @@ def _metric(trial: Trial, name: str) -> str:
     metric = trial.metrics[name]
     between = f"{' to '.join(text.figure(name, end) for end in metric.interval)}, " if metric.interval else ""
     mark = "" if metric.source == "measured" else "<i> predicted</i>"
+    mark += "<i> on a busy machine</i>" if metric.contended else ""
     return f'<span title="{between}{metric.source}">{text.figure(name, metric.value)}</span>{mark}'
 
 

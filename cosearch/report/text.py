@@ -8,6 +8,7 @@ from cosearch.core.candidate import Candidate, Value
 from cosearch.core.metric import UNITS
 from cosearch.core.problem import Problem
 from cosearch.core.trial import Trial
+from cosearch.measure.timing import Verdict
 from cosearch.report import Comparison
 
 _LABELS = {
@@ -132,16 +133,17 @@ def verdict(problem: Problem, trial: Trial, reference: Mapping[str, float]) -> s
     if trial.failure:
         return f"rejected at {plain(trial.failure.stage)}: {plain(trial.failure.reason)}"
     wrong = broken(problem, trial.values, reference)
-    return f"breaks {' and '.join(wrong)}" if wrong else "ok"
+    busy = any(metric.contended for metric in trial.metrics.values())
+    return f"breaks {' and '.join(wrong)}" if wrong else "ok, timed on a busy machine" if busy else "ok"
 
 
 def speedup(comparison: Comparison) -> str:
-    """The side-by-side result in words; a difference is claimed only where the interval excludes 1."""
+    """The side-by-side result in words; a difference is claimed only where the verdict is one."""
     low, high = comparison.interval
     ratio = f"{comparison.speedup:.3g}x [{low:.3g}, {high:.3g}]"
-    if low > 1:
+    if comparison.verdict == Verdict.FASTER:
         claim = f"{ratio} faster than the same architecture compiled the plain way"
-    elif high < 1:
+    elif comparison.verdict == Verdict.SLOWER:
         claim = f"{ratio} the speed of the same architecture compiled the plain way, which is slower"
     else:
         claim = f"no difference to the same architecture compiled the plain way could be shown: {ratio} its speed"

@@ -42,12 +42,14 @@ class CPU:
 
 
 def _last_level_cache_bytes() -> int:
-    """The largest cache that Linux tells of; 0 where it tells of none."""
-    sizes = [0]
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        number, unit = path.read_text().strip()[:-1], path.read_text().strip()[-1]
-        sizes.append(int(number) * {"K": 2**10, "M": 2**20, "G": 2**30}[unit])
-    return max(sizes)
+    """The last level of all cores' caches together, as Linux tells; 0 where it tells of none."""
+    found: dict[int, dict[str, int]] = {0: {"": 0}}  # by level and by the cores that share one
+    for core in os.sched_getaffinity(0):
+        for cache in Path(f"/sys/devices/system/cpu/cpu{core}/cache").glob("index*"):
+            level, shared, size = ((cache / name).read_text().strip() for name in ("level", "shared_cpu_list", "size"))
+            number, unit = int(size[:-1]), {"K": 2**10, "M": 2**20, "G": 2**30}[size[-1]]
+            found.setdefault(int(level), {})[shared] = number * unit
+    return sum(found[max(found)].values())
 
 
 TARGETS.register("cpu")(CPU())

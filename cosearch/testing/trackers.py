@@ -66,7 +66,7 @@ def _outcome(run: Run, trials: Sequence[Trial]) -> Outcome:
     uid = trials[0].uid
     folder = run.folder / "artifacts" / uid
     folder.mkdir(parents=True)
-    compared = Comparison(uid, trials[1].uid, 1e-3, 2e-3, 2.0, (1.9, 2.1), (1e-3,) * 3, (2e-3,) * 3)
+    compared = Comparison(uid, trials[1].uid, 1e-3, 2e-3, 2.0, (1.9, 2.1), (1e-3,) * 30, (2e-3,) * 30)
     return Outcome({uid: folder}, compared)
 
 

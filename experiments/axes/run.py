@@ -203,7 +203,7 @@ def latencies(space: Space, group: Sequence[Row]) -> list[dict[str, Any]]:
             bench.compile(one, workload)
             bench.verify(one)
             compiled += bench.programs
-    samples = timing.side_by_side([one.step() for one in compiled], ROUNDS)
+    samples = timing.side_by_side([one.step() for one in compiled], ROUNDS).sides
     medians = [timing.median_interval(one) for one in samples]
     found = []
     for index in range(len(group)):

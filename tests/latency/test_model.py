@@ -77,7 +77,7 @@ def test_the_roofline_is_never_below_bytes_over_bandwidth(space: Space, problem:
     [point] = problem.workload.points
     for candidate in drawn(space, 10, 1):
         done = work(candidate, point)
-        floor = roofline.floor_s(done, problem.target.peak_flops_per_s["float32"], problem.target)
+        floor = roofline.floor_s(done, problem.target)
         assert floor >= (done.weight_bytes + done.cache_bytes) / problem.target.bandwidth_bytes_per_s
         assert roofline.latency_s(candidate, problem.workload, problem.target) > floor
 

@@ -1,10 +1,12 @@
 import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cosearch.core.errors import Rejected
 from cosearch.measure import timing
 
 
@@ -71,7 +73,7 @@ def test_intervals_are_the_same_for_the_same_samples():
 def orders(rounds: int, sides: int, seed: int) -> list[list[int]]:
     called: list[int] = []
     runs = [lambda side=side: called.append(side) for side in range(sides)]
-    found = timing.side_by_side(runs, rounds, seed)
+    found = timing.side_by_side(runs, rounds, seed).sides
     assert [len(side) for side in found] == [rounds] * sides
     assert all(second >= 0 for side in found for second in side)
     assert called[:sides] == list(range(sides)), "each is warmed up first"
@@ -104,12 +106,121 @@ def test_sample_warms_up_and_keeps_every_run():
         count += 1
         time.sleep(0.001)
 
-    found = timing.sample(run, 0.1)
+    (found,) = timing.sample(run, 0.1).sides
     assert 20 <= len(found) <= 400
     assert count > len(found)
     assert all(second >= 0.001 for second in found)
 
 
 def test_sample_is_bounded_for_what_is_very_slow_or_very_fast():
-    assert len(timing.sample(lambda: time.sleep(0.02), 0.0)) == 20
-    assert len(timing.sample(lambda: None, 10.0)) == 400
+    assert len(timing.sample(lambda: time.sleep(0.02), 0.0).sides[0]) == 20
+    assert len(timing.sample(lambda: None, 10.0).sides[0]) == 400
+
+
+class Clock:
+    """A clock that stands still but where something is told to take time; reading it may go wrong."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.wrong: Iterator[float] = iter(())
+        patch.setattr(time, "perf_counter", lambda: self.now + next(self.wrong, 0.0))
+
+    def taking(self, seconds: Callable[[], float]) -> Callable[[], None]:
+        def run() -> None:
+            self.now += seconds()
+
+        return run
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_what_the_clock_says_took_no_time_or_less_is_no_sample(clock: Clock):
+    run = clock.taking(lambda: 1e-3)
+    run()
+    clock.wrong = iter([0.0] * 120 + [0.002, 0.0, 0.0, 0.0, 0.001, 0.0])
+    (found,) = timing.sample(run, 0.1).sides
+    assert len(found) >= 20 and min(found) == pytest.approx(1e-3)
+
+
+def test_what_takes_no_time_at_all_is_impossible(clock: Clock):
+    with pytest.raises(Rejected, match=r"^impossible: it takes no time that the clock could tell"):
+        timing.side_by_side([clock.taking(lambda: 1e-3), clock.taking(lambda: 0.0)], 5)
+
+
+class Load:
+    """Something else on the machine, from one second to another: everything takes three times as long."""
+
+    def __init__(self, clock: Clock, start: float, end: float) -> None:
+        self._clock, self._start, self._end = clock, start, end
+        self.canary = timing.Canary(self.taking(1e-4))
+
+    def taking(self, seconds: float) -> Callable[[], None]:
+        busy = (lambda: self._start <= self._clock.now < self._end) if self._end else (lambda: False)
+        return self._clock.taking(lambda: seconds * (3 if busy() else 1))
+
+
+def test_what_was_timed_under_load_is_timed_again(clock: Clock):
+    load = Load(clock, 0.3, 0.6)
+    timed = timing.sample(load.taking(1e-3), 0.3, load.canary)
+    assert timed.contended == 0
+    assert timed.sides[0] == pytest.approx([1e-3] * len(timed.sides[0]))
+    assert sum(timed.sides[0]) >= 0.3
+
+
+def test_what_stays_under_load_is_marked(clock: Clock):
+    load = Load(clock, 0.09, 100.0)
+    timed = timing.sample(load.taking(1e-3), 0.3, load.canary)
+    assert timed.contended > 0.8
+    assert sum(timed.sides[0]) >= 0.9, "patience is three times what was asked for"
+    assert clock.now < 2.0
+
+
+def test_rounds_under_load_are_run_again_for_both_sides(clock: Clock):
+    load = Load(clock, 0.3, 0.6)
+    timed = timing.side_by_side([load.taking(1e-3), load.taking(2e-3)], 100, canary=load.canary)
+    assert timed.contended == 0 and len(timed.sides[0]) >= 100
+    for side, seconds in zip(timed.sides, (1e-3, 2e-3), strict=True):
+        assert side == pytest.approx([seconds] * len(side))
+
+
+def rounds(rng: np.random.Generator, gain: float, quiet: bool = False) -> tuple[list[float], list[float]]:
+    """400 rounds of two sides in random order: noise of each run, bursts that last a while, and a clock that drifts."""
+    count, noise = 400, 0.06 if quiet else 0.08
+    level = np.exp(np.cumsum(rng.normal(0, 0.003, 2 * count)))
+    if not quiet:
+        for start in rng.integers(0, 2 * count, 12):
+            level[start : start + rng.integers(1, 40)] *= rng.uniform(1.2, 3)
+    level *= rng.lognormal(0, noise, 2 * count) * np.where(rng.random(2 * count) < 0.03, rng.uniform(2, 9), 1)
+    pairs = 1e-3 * level.reshape(count, 2)
+    pairs = np.where(rng.random((count, 1)) < 0.5, pairs, pairs[:, ::-1])
+    return pairs[:, 0].tolist(), (gain * pairs[:, 1]).tolist()
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_the_same_thing_twice_is_undecided(quiet: bool):
+    verdicts = [timing.compare(*rounds(np.random.default_rng(seed), 1.0, quiet)) for seed in range(1000)]
+    assert sum(verdict != timing.Verdict.UNDECIDED for verdict in verdicts) <= 5
+
+
+@pytest.mark.parametrize(("quiet", "least"), [(True, 0.98), (False, 0.7)])
+def test_a_gain_of_three_percent_is_found(quiet: bool, least: float):
+    verdicts = [timing.compare(*rounds(np.random.default_rng(seed), 1.03, quiet)) for seed in range(200)]
+    assert np.mean([verdict == timing.Verdict.FASTER for verdict in verdicts]) >= least
+    assert timing.Verdict.SLOWER not in verdicts
+
+
+def test_swapped_sides_have_the_opposite_verdict():
+    ours, others = rounds(np.random.default_rng(0), 1.1)
+    assert (timing.compare(ours, others), timing.compare(others, ours)) == ("faster", "slower")
+
+
+def test_a_difference_below_one_percent_is_undecided_however_sure():
+    assert timing.compare([1.0] * 1000, [1.009] * 1000) == "undecided"
+    assert timing.compare([1.0] * 1000, [1.011] * 1000) == "faster"
+
+
+def test_too_few_rounds_decide_nothing():
+    assert timing.compare([], []) == timing.compare([1.0] * 8, [2.0] * 8) == "undecided"

@@ -47,6 +47,6 @@ def outcome(run: Run) -> Outcome:
     folder = run.folder / "artifacts" / KNEE.uid
     folder.mkdir(parents=True)
     comparison = Comparison(
-        KNEE.uid, "0" * 16, 4e-4, 7.6e-4, 1.9, (1.8, 2.0), samples_s=(4e-4,) * 3, plain_samples_s=(7.6e-4,) * 3
+        KNEE.uid, "0" * 16, 4e-4, 7.6e-4, 1.9, (1.8, 2.0), samples_s=(4e-4,) * 30, plain_samples_s=(7.6e-4,) * 30
     )
     return Outcome({KNEE.uid: folder}, comparison)
