@@ -4,7 +4,7 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +13,10 @@ from typing import Any
 import yaml
 
 from cosearch.core.archive import Archive
+from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected, UserError
 from cosearch.core.files import write_json, write_text
+from cosearch.core.metric import Metrics
 from cosearch.core.problem import Problem
 from cosearch.core.space import Space, read_yaml
 from cosearch.core.trial import Proposer, Trial
@@ -25,7 +27,7 @@ from cosearch.proposers import PROPOSERS, Setting
 from cosearch.proposers.surrogate import SurrogateProposer
 from cosearch.quality import corpus
 from cosearch.report import TRACKERS, Comparison, Outcome, Run, Tracker, pareto
-from cosearch.search import Scoring, search
+from cosearch.search import Scoring, confirm, search
 from cosearch.settings import VERSION, Settings
 from cosearch.stages import (
     Compile,
@@ -44,6 +46,8 @@ from cosearch.targets import TARGETS
 
 CONFIG, ARCHIVE, COMPARISON, ARTIFACTS = "config.yaml", "trials.db", "comparison.json", "artifacts"
 _LEAST_FREE_BYTES = 300_000_000
+_CONFIRMING, _LEAST_CONFIRMING_S = 0.5, 60.0
+"""What part of a budget's seconds may be spent after it on measuring the front once more, and the least there is."""
 _NEAR_BEST = 1.01
 """Within 1 % of the best bits per byte: among those points the fastest is compared with its plain form."""
 
@@ -148,6 +152,8 @@ def _continue(
             proposer.predict if isinstance(proposer, SurrogateProposer) else lambda candidate: {},
         )
         search(space.reference, scoring, proposer, archive, settings.budget, trackers)
+        seconds = max(_CONFIRMING * settings.budget.seconds, _LEAST_CONFIRMING_S)
+        confirm(_measure_again(problem, settings), archive, seconds, trackers)
         front = archive.front()
         for index, trial in enumerate(front):
             for tracker in trackers:
@@ -162,6 +168,21 @@ def _continue(
     if not front:
         raise UserError(f"{folder}: no trial satisfies the constraints: {', '.join(map(str, problem.constraints))}")
     return run
+
+
+def _measure_again(problem: Problem, settings: Settings) -> Callable[[Candidate], Metrics]:
+    limits = settings.limits
+
+    def measure(candidate: Candidate) -> Metrics:
+        with Worker() as fresh:
+            stages = (
+                Compile(fresh, limits.compile_s, "confirm"),
+                Verify(fresh, limits.verify_s),
+                Measure(fresh, limits.measure_s, settings.measure_seconds),
+            )
+            return {name: metric for stage in stages for name, metric in stage(candidate, problem).items()}
+
+    return measure
 
 
 def _problem(settings: Settings, worker: Worker) -> Problem:

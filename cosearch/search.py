@@ -1,4 +1,4 @@
-"""The outer loop: ask, score by stages, archive, tell."""
+"""The outer loop: ask, score by stages, archive, tell; and in the end confirm what was found."""
 
 import math
 import time
@@ -11,7 +11,7 @@ from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected, UserError
 from cosearch.core.metric import Metrics
 from cosearch.core.problem import Problem
-from cosearch.core.trial import Failure, Proposer, Stage, Trial
+from cosearch.core.trial import Confirmation, Failure, Proposer, Stage, Trial
 from cosearch.measure.fingerprint import fingerprint
 from cosearch.report import Budget, Tracker
 
@@ -84,6 +84,31 @@ def search(
             raise UserError(
                 f"{what}, so the search stops; {candidate.uid} at {trial.failure.stage}: {trial.failure.reason}"
             )
+
+
+def confirm(
+    measure: Callable[[Candidate], Metrics], archive: Archive, seconds: float, trackers: Sequence[Tracker]
+) -> None:
+    """Measure the reference and what would enter the front once more, each in a fresh process, for `seconds` at most.
+
+    A trial that was measured in a lucky minute would otherwise be on the front for that; of thousands that are equal
+    some always are. What there was no time to confirm is not on the front.
+    """
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        waiting = archive.unconfirmed()
+        if waiting and not archive[archive.reference_uid].confirmed:
+            waiting.insert(0, archive[archive.reference_uid])
+        if not waiting:
+            return
+        uid, start, metrics, failure = waiting[0].uid, time.monotonic(), {}, None
+        for tracker in trackers:
+            tracker.progress("confirm", f"{uid}, {len(waiting)} to go", 1 / (1 + len(waiting)))
+        try:
+            metrics = measure(waiting[0].candidate)
+        except Rejected as rejection:
+            failure = Failure("confirm", str(rejection))
+        archive.confirm(Confirmation(uid, metrics, failure, time.monotonic() - start))
 
 
 def score(

@@ -27,7 +27,7 @@ from cosearch.core.target import Target
 from cosearch.core.trial import Failure, Stage, Trial
 from cosearch.core.workload import OperatingPoint, Workload
 from cosearch.report import Budget, Outcome
-from cosearch.search import Predict, Scoring, search
+from cosearch.search import Predict, Scoring, confirm, search
 from tests import tiny
 
 PROBLEM = Problem(
@@ -275,6 +275,72 @@ def test_a_search_goes_on_where_the_archive_ends(archive: Archive):
     assert len(measure.called) == 4 and len(archive) == 4
 
 
+def found(archive: Archive, latencies: Sequence[float]) -> None:
+    """Fills the archive with trials of one quality and memory; the first is the reference."""
+    for width, latency in enumerate(latencies):
+        metrics = {"latency_s": measured("latency_s", latency), "bits_per_byte": measured("bits_per_byte", 1.0)}
+        one = candidate(width)
+        archive.append(Trial(one, latency_key=one.uid, quality_key=one.quality_axes_key, metrics=metrics))
+
+
+def test_what_is_confirmed_is_the_reference_and_then_what_would_be_on_the_front(archive: Archive):
+    found(archive, [2.0, 1.0, 1.2, 1.5])
+    asked: list[Candidate] = []
+
+    def measure(one: Candidate) -> Metrics:
+        asked.append(one)
+        if one == candidate(2):
+            raise Rejected("wrong result: it was a race")
+        return {"latency_s": measured("latency_s", 1.4 if one == candidate(1) else 1.9)}
+
+    notes = Notes()
+    confirm(measure, archive, 100, [notes])
+    assert asked == [REFERENCE, candidate(1), candidate(2)], "the third was slower from the start"
+    assert [trial.uid for trial in archive.front()] == [candidate(1).uid]
+    assert archive.front()[0].values["latency_s"] == 1.4 and archive.reference["latency_s"] == 1.9
+    assert archive[candidate(2).uid].failure == Failure("confirm", "wrong result: it was a race")
+    assert [name for name, _ in notes.heard] == ["confirm"] * 3
+    confirm(measure, archive, 100, [])
+    assert len(asked) == 3, "nothing is confirmed twice"
+
+
+def test_confirming_ends_with_its_time_and_goes_on_when_resumed(archive: Archive, monkeypatch: pytest.MonkeyPatch):
+    found(archive, [2.0, *(1.0 - width / 100 for width in range(1, 10))])
+    asked: list[Candidate] = []
+    monkeypatch.setattr(time, "monotonic", lambda: 5.0 * len(asked))
+
+    def measure(one: Candidate) -> Metrics:
+        asked.append(one)
+        return {"latency_s": measured("latency_s", 1.5)}
+
+    confirm(measure, archive, 12.0, [])
+    assert len(asked) == 3
+    assert archive[asked[2].uid].seconds == {"confirm": 5.0}
+    confirm(measure, archive, 100.0, [])
+    assert len(asked) == len(set(asked)) == 10
+    assert len(archive.front()) == 1
+
+
+def test_nothing_feasible_is_nothing_to_confirm(archive: Archive):
+    confirm(lambda one: {}, archive, 100, [])
+    assert not archive.front()
+
+
+def test_of_candidates_that_are_equal_none_is_reported_to_win(archive: Archive):
+    rng = random.Random(0)
+    found(archive, [1.0, *(rng.lognormvariate(0, 0.06) for _ in range(150))])
+    assert archive.front()[0].values["latency_s"] < 0.9
+    calls = []
+
+    def measure(one: Candidate) -> Metrics:
+        calls.append(one)
+        return {"latency_s": measured("latency_s", rng.lognormvariate(0, 0.003))}
+
+    confirm(measure, archive, 100, [])
+    assert abs(archive.front()[0].values["latency_s"] / archive.reference["latency_s"] - 1) < 0.015
+    assert len(calls) < 100
+
+
 # Whole searches.
 
 
@@ -318,6 +384,7 @@ def test_a_run_keeps_its_contract(finished: Path):
     uids = {uid for _, uid, _ in stored(finished)}
     for point in told["points"]:
         assert point["uid"] in uids
+        assert point["confirmed"] and point["searched"]["latency_s"]["value"] > 0
         assert Candidate.from_point(point["candidate"]).uid == point["uid"]
         for metric in point["metrics"].values():
             assert metric["source"] == "measured" and metric["unit"]
@@ -406,16 +473,9 @@ def worker_of(process: int) -> list[int]:
 
 
 def interrupt(process: subprocess.Popen[str]) -> str:
-    """Interrupt until it ends, as a user would who sees no answer, for one inside a library's callback is lost there.
-
-    Returns what it wrote to stderr."""
-    for _ in range(12):
-        process.send_signal(signal.SIGINT)
-        try:
-            return process.communicate(timeout=5)[1]
-        except subprocess.TimeoutExpired:
-            continue
-    raise AssertionError("it does not end by interrupts")
+    """Interrupt once; what it wrote to stderr until it ended."""
+    process.send_signal(signal.SIGINT)
+    return process.communicate(timeout=60)[1]
 
 
 def test_an_interrupted_run_says_so_and_ends_as_if_it_had_not_been(finished: Path, inputs: Path, tmp_path: Path):

@@ -20,7 +20,7 @@ from cosearch.core.candidate import canonical_json
 from cosearch.core.errors import UserError
 from cosearch.core.metric import Metrics
 from cosearch.core.problem import Problem
-from cosearch.core.trial import Trial
+from cosearch.core.trial import Confirmation, Trial
 
 SCHEMA = 1
 """The version of the table and of a trial's JSON; a run folder of another is refused, never guessed at."""
@@ -41,8 +41,17 @@ class _Row(_Base):
     trial: Mapped[str] = mapped_column(String)
 
 
+class _Confirmed(_Base):
+    __tablename__ = "confirmations"
+    sequence: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    uid: Mapped[str] = mapped_column(String, unique=True)
+    finished_at: Mapped[str] = mapped_column(String)
+    confirmation: Mapped[str] = mapped_column(String)
+
+
 class Archive:
-    """The trials of one run on one problem, in the order in which they finished."""
+    """The trials of one run on one problem, in the order in which they finished, as they were confirmed where they
+    were; the front is then of confirmed trials only."""
 
     def __init__(self, path: Path, problem: Problem, reference_uid: str) -> None:
         """Open or create the archive at `path`.
@@ -66,6 +75,8 @@ class Archive:
             with Session(self._engine) as session:
                 rows = session.scalars(select(_Row).order_by(_Row.sequence)).all()
                 self._trials = {row.uid: Trial.from_json(json.loads(row.trial)) for row in rows}
+                for row in session.scalars(select(_Confirmed).order_by(_Confirmed.sequence)):
+                    self._confirm(Confirmation.from_json(row.uid, json.loads(row.confirmation)))
         except (DatabaseError, ValueError, KeyError, TypeError) as error:
             self.close()
             why = error.orig if isinstance(error, DatabaseError) else error
@@ -85,15 +96,32 @@ class Archive:
             latency_key=trial.latency_key,
             quality_key=trial.quality_key,
             failed_stage=trial.failure and trial.failure.stage,
-            finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            finished_at=_now(),
             trial=canonical_json(trial.to_json()),
         )
+        self._store(row, f"trial {trial.uid}")
+        self._trials[trial.uid] = trial
+
+    def confirm(self, confirmation: Confirmation) -> None:
+        """Store what was measured of a trial once more, for good; the trial's own row stays as it is.
+
+        Raises:
+            UserError: the disk is full or refuses the write; the archive stays as it was.
+        """
+        data = canonical_json(confirmation.to_json())
+        row = _Confirmed(uid=confirmation.uid, finished_at=_now(), confirmation=data)
+        self._store(row, f"the confirmation of {confirmation.uid}")
+        self._confirm(confirmation)
+
+    def _confirm(self, confirmation: Confirmation) -> None:
+        self._trials[confirmation.uid] = self._trials[confirmation.uid].confirmed_by(confirmation)
+
+    def _store(self, row: _Base, what: str) -> None:
         try:
             with Session(self._engine) as session, session.begin():
                 session.add(row)
         except DatabaseError as error:
-            raise UserError(f"{self._path}: trial {trial.uid} could not be stored: {error.orig}") from None
-        self._trials[trial.uid] = trial
+            raise UserError(f"{self._path}: {what} could not be stored: {error.orig}") from None
 
     def __len__(self) -> int:
         return len(self._trials)
@@ -125,11 +153,18 @@ class Archive:
         return None
 
     def feasible(self) -> list[Trial]:
-        """The trials that have every objective and break no constraint."""
+        """The trials that have every objective and break no constraint; of confirmed ones only, where there are any."""
+        return self._feasible([trial for trial in self if trial.confirmed] or list(self))
+
+    def unconfirmed(self) -> list[Trial]:
+        """The trials that would be on the front if their figures were confirmed, by the first objective."""
+        return [trial for trial in self._front(self._feasible(list(self))) if not trial.confirmed]
+
+    def _feasible(self, trials: list[Trial]) -> list[Trial]:
         reference = self.reference
         return [
             trial
-            for trial in self
+            for trial in trials
             if trial.failure is None
             and self.problem.losses(trial.values, reference) is not None
             and self.problem.excess(trial.values, reference) == 0
@@ -142,8 +177,10 @@ class Archive:
 
     def front(self) -> list[Trial]:
         """The feasible trials that no other dominates, by the first objective."""
-        feasible = self.feasible()
-        return [feasible[index] for index in pareto.front(self.losses(feasible))]
+        return self._front(self.feasible())
+
+    def _front(self, trials: list[Trial]) -> list[Trial]:
+        return [trials[index] for index in pareto.front(self.losses(trials))]
 
     def hypervolume(self) -> float:
         """Of the front, in losses relative to the reference (`LOSS_LIMIT` in every objective)."""
@@ -157,6 +194,10 @@ class Archive:
     def close(self) -> None:
         """Give the file back."""
         self._engine.dispose()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _make_durable(connection: sqlite3.Connection, _: object) -> None:

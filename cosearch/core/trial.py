@@ -1,7 +1,7 @@
 """A trial: the record of what became of one candidate. Trials are only ever appended."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from cosearch.core.candidate import Candidate
@@ -21,7 +21,9 @@ class Failure:
 class Trial:
     """One candidate's metrics or failure, seconds by stage, and under what versions and chip it ran.
 
-    `reused` names the metrics that were taken from earlier trials of equal key instead of being run again.
+    `reused` names the metrics that were taken from earlier trials of equal key instead of being run again. Where it was
+    measured once more (`Confirmation`), it is `confirmed`, `metrics` and `failure` are as they were found then, and
+    `searched` has the metrics that the search had found of it.
     """
 
     candidate: Candidate
@@ -33,6 +35,8 @@ class Trial:
     seconds: Mapping[str, float] = field(default_factory=dict)
     reused: tuple[str, ...] = ()
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    confirmed: bool = False
+    searched: Metrics = field(default_factory=dict)
 
     @property
     def uid(self) -> str:
@@ -43,14 +47,26 @@ class Trial:
         """Metric to value."""
         return {name: metric.value for name, metric in self.metrics.items()}
 
+    def confirmed_by(self, confirmation: "Confirmation") -> "Trial":
+        """This trial with the figures of its confirmation."""
+        return replace(
+            self,
+            confirmed=True,
+            searched=self.metrics,
+            metrics={**self.metrics, **confirmation.metrics},
+            failure=confirmation.failure,
+            seconds={**self.seconds, "confirm": confirmation.seconds},
+        )
+
     def to_json(self) -> dict[str, Any]:
+        """What the search found; a confirmation is stored beside it."""
         return {
             "point": self.candidate.point,
             "latency_key": self.latency_key,
             "quality_key": self.quality_key,
-            "metrics": {name: metric.to_json() for name, metric in self.metrics.items()},
-            "predictions": {name: metric.to_json() for name, metric in self.predictions.items()},
-            "failure": {"stage": self.failure.stage, "reason": self.failure.reason} if self.failure else None,
+            "metrics": _to_json(self.metrics),
+            "predictions": _to_json(self.predictions),
+            "failure": self.failure and asdict(self.failure),
             "seconds": dict(self.seconds),
             "reused": list(self.reused),
             "fingerprint": dict(self.fingerprint),
@@ -62,13 +78,43 @@ class Trial:
             candidate=Candidate.from_point(data["point"]),
             latency_key=data["latency_key"],
             quality_key=data["quality_key"],
-            metrics={name: Metric.from_json(metric) for name, metric in data["metrics"].items()},
-            predictions={name: Metric.from_json(metric) for name, metric in data["predictions"].items()},
+            metrics=_from_json(data["metrics"]),
+            predictions=_from_json(data["predictions"]),
             failure=Failure(**data["failure"]) if data["failure"] else None,
             seconds=data["seconds"],
             reused=tuple(data["reused"]),
             fingerprint=data["fingerprint"],
         )
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What was measured of a trial once more, in a fresh process, or why it failed there; it took `seconds`."""
+
+    uid: str
+    metrics: Metrics
+    failure: Failure | None
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "metrics": _to_json(self.metrics),
+            "failure": self.failure and asdict(self.failure),
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, uid: str, data: Mapping[str, Any]) -> "Confirmation":
+        failure = Failure(**data["failure"]) if data["failure"] else None
+        return cls(uid, _from_json(data["metrics"]), failure, float(data["seconds"]))
+
+
+def _to_json(metrics: Metrics) -> dict[str, Any]:
+    return {name: metric.to_json() for name, metric in metrics.items()}
+
+
+def _from_json(data: Mapping[str, Any]) -> Metrics:
+    return {name: Metric.from_json(metric) for name, metric in data.items()}
 
 
 class Stage(Protocol):

@@ -20,7 +20,11 @@ PREDICTED = ("latency_s", "bits_per_byte")
 
 
 def document(run: Run, archive: Archive, outcome: Outcome) -> dict[str, Any]:
-    """The front and all that is needed to judge it, as plain JSON data; figures of a point are its trial's metrics."""
+    """The front and all that is needed to judge it, as plain JSON data.
+
+    Figures of a point are its trial's metrics, measured once more where it is "confirmed"; "searched" then has those
+    that the search had found.
+    """
     front = archive.front()
     best = knee(archive, front)
     return {
@@ -78,6 +82,8 @@ def _point(run: Run, trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "uid": trial.uid,
         "candidate": _plain(trial.candidate.point),
         "metrics": _figures(trial.metrics),
+        "confirmed": trial.confirmed,
+        "searched": _figures(trial.searched),
         "artifact": folder and os.path.relpath(folder, run.folder),
     }
 

@@ -1,9 +1,11 @@
+import json
 import random
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from cosearch.core.errors import UserError
 from cosearch.core.metric import measured
 from cosearch.core.problem import Constraint, Objective, Problem
 from cosearch.core.target import Target
-from cosearch.core.trial import Failure, Trial
+from cosearch.core.trial import Confirmation, Failure, Trial
 from cosearch.core.workload import OperatingPoint, Workload
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -104,6 +106,52 @@ def test_any_path_will_do(tmp_path: Path):
     archive.close()
     assert path.is_file()
     assert [entry.name for entry in tmp_path.iterdir()] == [path.parent.name]
+
+
+def confirmed(one: Trial, latency: float, **more: Any) -> Confirmation:
+    metrics = {"latency_s": measured("latency_s", latency, samples=(latency, latency))}
+    return replace(Confirmation(one.uid, metrics, None, 3.0), **more)
+
+
+def test_a_confirmation_is_kept_beside_its_trial(archive: Archive, path: Path):
+    for one in (REFERENCE, trial(1, 0.5), trial(2, 0.6)):
+        archive.append(one)
+    archive.confirm(confirmed(trial(1), 0.7))
+    archive.confirm(confirmed(trial(2), 0.6, metrics={}, failure=Failure("confirm", "wrong result")))
+    again = opened(path)
+    for view in (archive, again):
+        one, failed = view[trial(1).uid], view[trial(2).uid]
+        assert (one.confirmed, one.values["latency_s"], one.values["memory_bytes"]) == (True, 0.7, 1.0)
+        assert one.searched["latency_s"].samples == (0.5,) and one.metrics["latency_s"].samples == (0.7, 0.7)
+        assert one.seconds == {"measure": 0.5, "confirm": 3.0}
+        assert failed.failure == Failure("confirm", "wrong result") and failed.searched == failed.metrics
+        assert not view[REFERENCE.uid].confirmed
+    assert list(again) == list(archive)
+    again.close()
+    with sqlite3.connect(path) as connection:
+        rows = connection.execute("SELECT trial FROM trials ORDER BY sequence").fetchall()
+    connection.close()
+    assert [Trial.from_json(json.loads(row)) for (row,) in rows] == [REFERENCE, trial(1, 0.5), trial(2, 0.6)]
+
+
+def test_a_trial_is_confirmed_once(archive: Archive):
+    archive.append(REFERENCE)
+    archive.confirm(confirmed(REFERENCE, 1.1))
+    with pytest.raises(UserError, match=rf"the confirmation of {REFERENCE.uid} could not be stored: UNIQUE"):
+        archive.confirm(confirmed(REFERENCE, 1.2))
+    assert archive.reference["latency_s"] == 1.1
+
+
+def test_once_some_are_confirmed_the_front_is_of_those(archive: Archive):
+    for one in (REFERENCE, trial(1, 0.5, 2.0), trial(2, 0.6, 1.5), trial(3, 0.9, 3.0)):
+        archive.append(one)
+    uids = [trial(1).uid, trial(2).uid, REFERENCE.uid]
+    assert [one.uid for one in archive.front()] == [one.uid for one in archive.unconfirmed()] == uids
+    archive.confirm(confirmed(trial(2), 0.95))
+    assert [one.uid for one in archive.front()] == [trial(2).uid]
+    assert [one.uid for one in archive.unconfirmed()] == [trial(1).uid, REFERENCE.uid]
+    archive.confirm(confirmed(trial(1), 0.97))
+    assert [one.uid for one in archive.unconfirmed()] == [trial(3).uid, REFERENCE.uid], "that was behind a lucky one"
 
 
 # Views

@@ -2,9 +2,11 @@ import json
 
 import pytest
 
-from cosearch.core.trial import Failure
+from cosearch.core.metric import measured
+from cosearch.core.trial import Confirmation, Failure
 from cosearch.report import Outcome
 from cosearch.report.pareto import document, knee, write
+from cosearch.report.text import verdict
 from tests.report.samples import FAST, HOSTILE, KNEE, SMALL, make_trial
 
 
@@ -26,7 +28,7 @@ def test_the_written_document_keeps_its_contract(run, archive, outcome):
     assert [point["uid"] for point in data["points"]] == [FAST.uid, KNEE.uid, SMALL.uid]
     assert data["knee"] == KNEE.uid
     assert data["comparison"]["interval"] == [1.8, 2.0]
-    assert data["comparison"]["samples_s"] == [4e-4] * 3
+    assert data["comparison"]["samples_s"] == [4e-4] * 30
 
     fast, chosen, small = data["points"]
     assert fast["metrics"]["latency_s"] == {
@@ -37,6 +39,7 @@ def test_the_written_document_keeps_its_contract(run, archive, outcome):
     }
     assert fast["candidate"]["architecture.attention"] == HOSTILE
     assert small["candidate"]["architecture.attention"] == ["gqa", "mha"]
+    assert (fast["confirmed"], fast["searched"]) == (False, {})
     assert (fast["artifact"], chosen["artifact"]) == (None, f"artifacts/{KNEE.uid}")
 
 
@@ -53,6 +56,16 @@ def test_predictions_stand_in_no_point_but_their_errors_are_told(run, archive, o
 def test_a_reused_measurement_counts_once_for_the_prediction_error(run, fill):
     again = make_trial(1e-3, predicted_s=5e-3, reused=("latency_s",), precision__weights="int8")
     assert document(run, fill(run, (make_trial(), again)), Outcome())["prediction_error"]["latency_s"] is None
+
+
+def test_a_confirmed_point_has_both_figures(run, archive):
+    again = measured("latency_s", 330e-6, samples=(330e-6,) * 20, contended=0.25)
+    archive.confirm(Confirmation(FAST.uid, {"latency_s": again}, None, 2.0))
+    (point,) = document(run, archive, Outcome())["points"]
+    assert point["uid"] == FAST.uid and point["confirmed"]
+    assert point["metrics"]["latency_s"]["value"] == 330e-6 and point["metrics"]["latency_s"]["contended"] == 0.25
+    assert point["searched"]["latency_s"]["value"] == 312e-6
+    assert verdict(run.problem, archive[FAST.uid], archive.reference) == "ok, timed on a busy machine"
 
 
 @pytest.mark.parametrize("trials", [(), (make_trial(failure=Failure("compile", "no")),)])
