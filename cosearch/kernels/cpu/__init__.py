@@ -1,0 +1,71 @@
+"""C++ kernels for CPUs, compiled where they run and called on XLA's own threads.
+
+`native/` has the sources, `build.py` compiles and keeps them, `program.py` strings operations together into one call,
+`operations.py` says what each operation takes, `tiles.py` what is tuned. Here they are as single kernels;
+`fused.py` runs whole layers.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS, CachedAttention, Product, Stored
+from cosearch.kernels.cpu import build, operations
+from cosearch.kernels.cpu.operations import CACHES, Factor, Heads
+from cosearch.kernels.cpu.program import Program
+
+
+class Matmul:
+    """One product as a native call."""
+
+    platforms = frozenset({"cpu"})
+
+    def why_unavailable(self) -> str | None:
+        return build.why_unavailable()
+
+    def why_not(self, product: Product) -> str | None:
+        return operations.why_no_product(product)
+
+    def __call__(self, x: jax.Array, stored: Stored, product: Product) -> jax.Array:
+        program = Program()
+        out = program.result((product.tokens, product.columns))
+        factors = [Factor(stored, product.columns)]
+        operations.matmul(program, program.argument(x.astype(jnp.float32)), factors, product, out)
+        return program.call()[0].astype(x.dtype)
+
+
+class Attention:
+    """Decode attention as a native call."""
+
+    platforms = frozenset({"cpu"})
+
+    def why_unavailable(self) -> str | None:
+        return build.why_unavailable()
+
+    def why_not(self, attention: CachedAttention) -> str | None:
+        if attention.format not in CACHES:
+            return f"it knows no caches in {attention.format}"
+        if attention.dtype not in ("float32", "bfloat16"):
+            return f"it computes in float32, not in {attention.dtype}"
+        if attention.format == "int4" and attention.head_dim % 32:
+            return f"it reads 4 bits 32 at a time, and a head has {attention.head_dim}"
+        return None
+
+    def __call__(
+        self, query_BHD: jax.Array, key: Stored, value: Stored, length: jax.Array, attention: CachedAttention
+    ) -> jax.Array:
+        program = Program()
+        batch, heads, head_dim = query_BHD.shape
+        query = query_BHD.astype(jnp.float32) * np.float32(head_dim**-0.5)
+        sizes = Heads(
+            *(batch, 1, heads, attention.kv_heads, head_dim, attention.slots, attention.format, attention.layout)
+        )
+        out = program.result((batch, heads * head_dim))
+        at = program.argument(query.reshape(batch, -1))
+        cache = tuple({part: program.argument(array) for part, array in tensor.items()} for tensor in (key, value))
+        operations.attend(program, at, sizes, (cache[0], cache[1]), program.argument(jnp.int32(length)), out)
+        return program.call()[0].reshape(query_BHD.shape).astype(query_BHD.dtype)
+
+
+MATMUL_KERNELS.register("cpp")(Matmul())
+ATTENTION_KERNELS.register("cpp")(Attention())

@@ -1,0 +1,125 @@
+"""Compiling the C++ kernels where they run: by the local compiler, at first use, kept by their content.
+
+A kernel is one of the files in `native/` with macros; its library is named by the hash of all that went into it (the
+sources, the macros, the compiler and the processor's instructions), so nothing stale is ever loaded.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from cosearch.core.errors import Rejected
+from cosearch.paths import cache_dir
+
+_SOURCES = Path(__file__).parent / "native"
+_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
+_LIMIT_S = 120.0
+
+INSTRUCTIONS: Mapping[str, tuple[str, ...]] = {
+    "avx2": ("avx2", "fma", "f16c", "bmi2"),
+    "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
+    "vnni": ("avx512_vnni",),
+    "bf16": ("avx512_bf16",),
+}
+"""Sets of instructions to the processor's flags, as Linux names them. Each set needs those before it."""
+
+
+@functools.cache
+def compiler() -> str | None:
+    """The path of a C++ compiler; None where there is none. The environment variable CXX names another."""
+    named = os.environ.get("CXX")
+    return shutil.which(named) if named is not None else shutil.which("g++") or shutil.which("clang++")
+
+
+@functools.cache
+def instructions() -> tuple[str, ...]:
+    """The sets of instructions that this processor has."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ()
+    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    has = set(line.partition(":")[2].split())
+    return tuple(name for name, needed in INSTRUCTIONS.items() if has.issuperset(needed))
+
+
+def why_unavailable() -> str | None:
+    """Why no kernel can be compiled and run here; None where they can."""
+    if "avx2" not in instructions():
+        return "the processor has no AVX2"
+    if compiler() is None:
+        return "there is no C++ compiler (g++ or clang++, or the one that CXX names)"
+    return None
+
+
+def load(source: str, macros: Mapping[str, str | int], isa: tuple[str, ...]) -> ctypes.CDLL:
+    """The library of `native/<source>`, compiled with `macros` for the instructions `isa` if it is not in the cache.
+
+    Raises:
+        Rejected: the compiler refuses it.
+    """
+    return _load(source, tuple(sorted(macros.items())), isa)
+
+
+@functools.cache
+def _load(source: str, macros: tuple[tuple[str, str | int], ...], isa: tuple[str, ...]) -> ctypes.CDLL:
+    defined = [f"-D{name}={value}" for name, value in macros]
+    command = [*_FLAGS, *_targets(isa), *defined, f"-I{jax.ffi.include_dir()}"]
+    digest = hashlib.sha256(repr((source, _content(), [*_FLAGS, *_targets(isa), *defined], _version())).encode())
+    digest.update(jax.lib.__version__.encode() if source == "runtime.cc" else b"")
+    library = cache_dir() / "kernels" / f"{Path(source).stem}-{digest.hexdigest()[:16]}.so"
+    if not library.is_file():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        # Compiled beside its place and moved there: another process may be at the same.
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            made = Path(folder) / library.name
+            _compile([*command, str(_SOURCES / source), "-o", str(made)])
+            made.rename(library)
+    return ctypes.CDLL(str(library))
+
+
+def _compile(arguments: list[str]) -> None:
+    path = compiler()
+    if path is None:
+        raise Rejected(f"a native kernel cannot be compiled: {why_unavailable()}")
+    try:
+        done = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=_LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise Rejected(f"{path} did not compile a native kernel in {_LIMIT_S:g} s") from None
+    if done.returncode:
+        raise Rejected(f"{path} does not compile a native kernel: {done.stderr.strip().splitlines()[:3]}")
+
+
+def _targets(isa: tuple[str, ...]) -> list[str]:
+    """The compiler's options for sets of instructions."""
+    flags = [flag for name in isa for flag in INSTRUCTIONS[name]]
+    return [f"-m{flag.replace('avx512_', 'avx512')}" for flag in flags] + ["-mprefer-vector-width=512"]
+
+
+@functools.cache
+def _content() -> str:
+    """The hash of all sources: they include each other."""
+    digest = hashlib.sha256()
+    for path in sorted(_SOURCES.iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _version() -> str:
+    path = compiler()
+    assert path is not None
+    return subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()[0]
+
+
+def threads() -> int:
+    """How many threads XLA has: one for each processor that this process may use."""
+    return len(os.sched_getaffinity(0))

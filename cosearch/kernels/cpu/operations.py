@@ -1,0 +1,227 @@
+"""The operations of `native/` as functions that add them to a program: which file, which macros, which buffers.
+
+Numbers between operations are float32, [tokens, width]. Matrices lie "out_in", so that each output is one row of memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+
+from cosearch.kernels import Product
+from cosearch.kernels.cpu import build
+from cosearch.kernels.cpu.program import Buffer, Kernel, Program
+from cosearch.kernels.cpu.tiles import tiles_for
+
+_GROUPS = {"int4_g32": 32, "int4_g64": 64, "int4_g128": 128, "mxfp4": 32, "nvfp4": 16}
+"""Formats of 4 bits to the rows of a group."""
+WEIGHTS = ("float32", "bfloat16", "int8", "float8_e4m3", *_GROUPS)
+"""The formats of weights that `native/matmul.cc` reads."""
+CACHES = ("float32", "bfloat16", "int8", "float8_e4m3", "int4")
+"""The formats of caches that `native/cache.h` reads and writes."""
+_LAYOUTS = {"bshd": 0, "bhsd": 1, "bhds": 2}
+_MOST_TOKENS_AT_ONCE = 2
+"""Up to so many tokens, rows of a matrix are used as they are read (`MOST_FEW` of `native/matmul.cc`)."""
+MOST_ROWS = 65536
+"""What the scratch memory of a thread has room for."""
+
+NONE, RESIDUAL, GATED, GELU = range(4)
+"""What becomes of a product's sums (`native/matmul.cc`)."""
+
+
+def why_no_product(product: Product) -> str | None:
+    """Why `matmul` does not do a product; None where it does."""
+    if product.format not in WEIGHTS:
+        return f"it knows no weights in {product.format}"
+    if product.layout != "out_in":
+        return "it reads matrices from [out, in]"
+    if product.compression is not None:
+        return "it knows no compressed weights"
+    if product.dtype not in ("float32", "bfloat16"):
+        return f"it computes in float32, not in {product.dtype}"
+    if product.inputs not in ("as_is", "int8"):
+        return f"it rounds no inputs to {product.inputs}"
+    if product.inputs == "int8" and "vnni" not in build.instructions():
+        return "the processor multiplies no int8 numbers (VNNI)"
+    if product.rows > MOST_ROWS:
+        return f"rows of {product.rows} are more than the {MOST_ROWS} that its memory is made for"
+    return None
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A matrix: its stored parts, and how many columns it has."""
+
+    stored: Mapping[str, jax.Array]
+    columns: int
+
+
+def _input_of(product: Product) -> str:
+    """As what a product's input is prepared."""
+    if product.inputs == "int8":
+        return "int8"
+    if "bf16" not in build.instructions() or product.dtype != "bfloat16" or product.format == "float32":
+        return "float32"
+    few = product.tokens <= _MOST_TOKENS_AT_ONCE
+    return "float32" if few and product.format in ("int8", "float8_e4m3") else "bfloat16"
+
+
+def _kind_of(product: Product) -> int:
+    """The kind of `native/prepare.cc` that a product reads."""
+    nibbles = product.format in _GROUPS
+    if product.inputs == "int8":
+        return 5 if nibbles else 4
+    few = product.tokens <= _MOST_TOKENS_AT_ONCE and "avx512" in build.instructions()
+    return ("float32", "bfloat16").index(_input_of(product)) + (2 if nibbles and few else 0)
+
+
+def _prepared_bytes(kind: int, rows: int) -> int:
+    """As `prepared_stride` of `native/prepared.h`."""
+    whole = -(-rows // 128)
+    return (
+        -(-rows // 16) * 64,
+        -(-rows // 32) * 64,
+        whole * 512,
+        whole * 256,
+        -(-rows // 64) * 64 + 64,
+        whole * 192 + 64,
+    )[kind]
+
+
+def matmul(
+    program: Program,
+    x: Buffer,
+    factors: Sequence[Factor],
+    product: Product,
+    out: Buffer | None = None,
+    norm: jax.Array | None = None,
+    epilogue: int = NONE,
+    residual: Buffer | None = None,
+) -> Buffer:
+    """`x` [tokens, rows], RMS-normalised if there is a `norm` [rows], times matrices: [tokens, columns] side by side.
+
+    `product` says how the matrices are stored; its columns are those of all. The result is `out`, or a temporary.
+    """
+    kind, count = _kind_of(product), product.tokens
+    prepared = x
+    if norm is not None or kind != 0 or product.rows % 16:
+        prepared = program.temporary(count * _prepared_bytes(kind, product.rows))
+        scale = x if norm is None else program.argument(norm)
+        params = [count, product.rows, int(norm is not None), kind, _GROUPS.get(product.format, 0)]
+        program.add(Kernel("prepare"), [x, scale, prepared], params)
+    columns = factors[0].columns if epilogue == GATED else sum(factor.columns for factor in factors)
+    out = program.temporary(4 * count * columns) if out is None else out
+    buffers = [prepared, out, out if residual is None else residual]
+    for factor in factors:
+        values = program.argument(factor.stored["values"])
+        parts = [factor.stored.get("scale"), factor.stored.get("tensor_scale")]
+        buffers += [values, *(values if part is None else program.argument(part) for part in parts)]
+    tiles = tiles_for(product)
+    macros = {
+        "FORMAT": product.format,
+        "INPUT": f"{_input_of(product).upper()}_INPUT",
+        "ROWS": tiles.rows,
+        "TOKENS": tiles.tokens,
+        "PANEL": tiles.panel_bytes,
+        "AHEAD": tiles.ahead_bytes,
+    }
+    params = [count, product.rows, epilogue, tiles.chunks, len(factors), *(factor.columns for factor in factors)]
+    program.add(Kernel("matmul", tuple(sorted(macros.items()))), buffers, params)
+    return out
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The sizes of attention over a cache (`CachedAttention`), and whether queries and keys are normalised."""
+
+    batch: int
+    tokens: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    slots: int
+    format: str
+    layout: str
+    normed: bool = False
+
+
+def _parts(program: Program, cache: Mapping[str, Buffer]) -> list[Buffer]:
+    return [cache["values"], cache.get("scale", cache["values"])]
+
+
+def heads(
+    program: Program,
+    projections: Buffer,
+    sizes: Heads,
+    turns: tuple[Buffer, Buffer],
+    norms: tuple[jax.Array, jax.Array] | None,
+    slots: Buffer,
+    cache: tuple[Mapping[str, Buffer], Mapping[str, Buffer]],
+    borrowed: bool,
+    kept: bool,
+) -> tuple[Buffer, Buffer, Buffer]:
+    """Queries, keys and values from their projections, the latter two written to the cache; `kept` ones are also given
+    as the cache holds them."""
+    count, own = sizes.batch * sizes.tokens, 0 if borrowed else sizes.kv_heads
+    query = program.temporary(4 * count * sizes.heads * sizes.head_dim)
+    key, value = (program.temporary(4 * count * own * sizes.head_dim) if kept else query for _ in range(2))
+    scales = turns if norms is None else (program.argument(norms[0]), program.argument(norms[1]))
+    buffers = [projections, *turns, *scales, slots, *_parts(program, cache[0]), *_parts(program, cache[1])]
+    params = [
+        *(sizes.batch, sizes.tokens, sizes.heads, own, sizes.head_dim, sizes.slots, _LAYOUTS[sizes.layout]),
+        *(int(norms is not None), int(kept)),
+    ]
+    program.add(Kernel("heads", (("FORMAT", sizes.format),)), [*buffers, query, key, value], params)
+    return query, key, value
+
+
+def attend(
+    program: Program,
+    query: Buffer,
+    sizes: Heads,
+    cache: tuple[Mapping[str, Buffer], Mapping[str, Buffer]],
+    length: Buffer,
+    out: Buffer | None = None,
+) -> Buffer:
+    """Decode attention [B, H D] to the slots below `length`."""
+    out = program.temporary(4 * sizes.batch * sizes.heads * sizes.head_dim) if out is None else out
+    splits = _splits(sizes)
+    parts = out
+    if splits > 1:
+        parts = program.temporary(4 * sizes.batch * sizes.heads * splits * (sizes.head_dim + 2))
+    buffers = [query, *_parts(program, cache[0]), *_parts(program, cache[1]), length, parts]
+    count = (sizes.batch, sizes.heads, sizes.kv_heads, sizes.head_dim)
+    kernel = Kernel("attend", (("FORMAT", sizes.format),))
+    program.add(kernel, buffers, [*count, sizes.slots, _LAYOUTS[sizes.layout], splits])
+    if splits > 1:
+        program.add(Kernel("combine"), [parts, out], [*count, splits])
+    return out
+
+
+def _splits(sizes: Heads) -> int:
+    """Into how many parts the slots are divided: where sequences and heads are too few to keep all threads busy."""
+    wanted = 2 * build.threads()
+    have = sizes.batch * sizes.kv_heads
+    return max(1, min(-(-wanted // have), sizes.slots // 256)) if have < wanted else 1
+
+
+def prefill(
+    program: Program,
+    query: Buffer,
+    own: tuple[Buffer, Buffer],
+    sizes: Heads,
+    cache: tuple[Mapping[str, Buffer], Mapping[str, Buffer]],
+    held: Buffer,
+    start: Buffer,
+    window: int | None,
+    sinks: int,
+) -> Buffer:
+    """Attention of a chunk [B T, H D] to itself and to what the cache held before it."""
+    out = program.temporary(4 * sizes.batch * sizes.tokens * sizes.heads * sizes.head_dim)
+    buffers = [query, *own, *_parts(program, cache[0]), *_parts(program, cache[1]), held, start, out]
+    params = [
+        *(sizes.batch, sizes.tokens, sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.slots),
+        *(_LAYOUTS[sizes.layout], window or 0, sinks),
+    ]
+    program.add(Kernel("prefill", (("FORMAT", sizes.format),)), buffers, params)
+    return out

@@ -1,0 +1,131 @@
+"""Native programs: several operations of `native/` in one call out of an XLA executable.
+
+XLA's threads run a program together (`native/runtime.cc`), operation by operation, so that from one to the next there
+is a barrier of less than a microsecond and not a call, and what one leaves for another stays in the cache.
+"""
+
+import ctypes
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cosearch.kernels.cpu import build
+
+TARGET = "cosearch_run"
+"""The name under which XLA calls native programs."""
+
+_ALIGNED = 64
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An operation: a file of `native/` without ".cc", the macros it is compiled with, and for which instructions."""
+
+    source: str
+    macros: tuple[tuple[str, str | int], ...] = ()
+    isa: tuple[str, ...] = field(default_factory=build.instructions)
+
+    @property
+    def number(self) -> int:
+        """Names it in programs, in 63 bits."""
+        digest = hashlib.sha256(repr((self.source, self.macros, self.isa)).encode()).digest()
+        return int.from_bytes(digest[:8], "little") >> 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {"source": self.source, "macros": dict(self.macros), "isa": list(self.isa)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Kernel":
+        return cls(data["source"], tuple(data["macros"].items()), tuple(data["isa"]))
+
+
+@functools.cache
+def load(kernel: Kernel) -> None:
+    """Make a kernel known to the programs of this process.
+
+    Raises:
+        Rejected: it cannot be compiled here.
+    """
+    library = build.load(f"{kernel.source}.cc", dict(kernel.macros), kernel.isa)
+    address = [ctypes.cast(getattr(library, name), ctypes.c_void_p) for name in ("chunks", "run")]
+    _runtime().CosearchRegister(ctypes.c_int64(kernel.number), *address)
+
+
+@functools.cache
+def _runtime() -> ctypes.CDLL:
+    library = build.load("runtime.cc", {}, ("avx2",))
+    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.CosearchRun), platform="cpu")
+    return library
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory of a program: an argument or a result by its place, or an offset in the arena."""
+
+    kind: str
+    at: int
+
+
+@dataclass
+class Program:
+    """Collects operations over buffers; `call` runs them. All numbers in temporaries are float32 unless said."""
+
+    kernels: list[Kernel] = field(default_factory=list)
+    _arguments: list[jax.Array] = field(default_factory=list)
+    _results: list[jax.ShapeDtypeStruct] = field(default_factory=list)
+    _aliases: dict[int, int] = field(default_factory=dict)
+    _arena: int = 0
+    _operations: list[tuple[Kernel, Sequence[Buffer], Sequence[int]]] = field(default_factory=list)
+
+    def argument(self, array: jax.Array) -> Buffer:
+        """What the program reads."""
+        for place, known in enumerate(self._arguments):
+            if known is array:
+                return Buffer("argument", place)
+        self._arguments.append(array)
+        return Buffer("argument", len(self._arguments) - 1)
+
+    def result(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Buffer:
+        """What the program gives back, in the order of these calls."""
+        self._results.append(jax.ShapeDtypeStruct(shape, dtype))
+        return Buffer("result", len(self._results) - 1)
+
+    def updated(self, array: jax.Array) -> Buffer:
+        """A result that begins as `array`, which it takes the place of: in its memory, if nothing else reads that."""
+        buffer = self.result(array.shape, array.dtype)
+        self._aliases[self.argument(array).at] = buffer.at
+        return buffer
+
+    def temporary(self, size_bytes: int) -> Buffer:
+        """Memory between operations."""
+        at = self._arena
+        self._arena += -(-size_bytes // _ALIGNED) * _ALIGNED
+        return Buffer("arena", at)
+
+    def add(self, kernel: Kernel, buffers: Sequence[Buffer], params: Sequence[int]) -> None:
+        """The next operation.
+
+        Raises:
+            Rejected: its kernel cannot be compiled.
+        """
+        load(kernel)
+        self._operations.append((kernel, buffers, params))
+
+    def call(self) -> list[jax.Array]:
+        """Run it: the results."""
+        count = len(self._arguments)
+        place = {"argument": 0, "result": count}
+        encoded: list[int] = []
+        for kernel, buffers, params in self._operations:
+            encoded += [kernel.number, len(buffers), len(params)]
+            encoded += [-1 - one.at if one.kind == "arena" else place[one.kind] + one.at for one in buffers]
+            encoded += params
+        arena = jax.ShapeDtypeStruct((max(self._arena, _ALIGNED),), jnp.uint8)
+        run = jax.ffi.ffi_call(TARGET, [*self._results, arena], input_output_aliases=self._aliases)
+        return list(run(*self._arguments, program=np.array(encoded, np.int64)))[:-1]
