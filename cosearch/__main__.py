@@ -4,9 +4,7 @@ The only file that imports Hydra: it composes `conf/` into plain data and hands 
 imported or called; names go through the registries.
 """
 
-import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 from cosearch.core.errors import NO_SPACE, UserError
 from cosearch.core.registry import did_you_mean
+from cosearch.interrupt import Interrupts
 
 USAGE = """python -m cosearch [search] experiment=NAME [key=value …]   search, and write the front's artifacts
 python -m cosearch resume run=DIR                               continue a search after any stop
@@ -24,13 +23,18 @@ python -m cosearch doctor                                       what this machin
 
 _INTERRUPTED = 130
 _BAD_INPUT = 2
+_STOPPED = "\ncosearch: stopped; a search continues with: python -m cosearch resume run=DIR"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code: 0, 2 for bad input, 130 when stopped."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Run a verb; returns the exit code: 0, 2 for bad input, 130 when stopped.
+
+    Without `arguments` it is the process's own program, takes its arguments and handles its interrupts.
+    """
     try:
+        if arguments is None:
+            Interrupts(_INTERRUPTED, _STOPPED)
+        arguments = list(sys.argv[1:] if arguments is None else arguments)
         verb = arguments.pop(0) if arguments and "=" not in arguments[0] else "search"
         if verb in ("help", "-h", "--help"):
             print(USAGE)
@@ -42,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cosearch: {error}", file=sys.stderr)
         return _BAD_INPUT
     except KeyboardInterrupt:
-        print("\ncosearch: stopped; a search continues with: python -m cosearch resume run=DIR", file=sys.stderr)
+        print(_STOPPED, file=sys.stderr)
         return _INTERRUPTED
     except OSError as error:
         if error.errno not in NO_SPACE:
@@ -218,12 +222,5 @@ def _options(
     return options
 
 
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code) if code == _INTERRUPTED else sys.exit(code)
+    sys.exit(main())
