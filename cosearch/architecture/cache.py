@@ -29,7 +29,7 @@ States = Mapping[str, tuple[int, ...]]
 @dataclass(frozen=True)
 class KVCache:
     """How caches are stored and read: `format`, `layout`, the dtype that attention computes in, and the
-    lowering of decode attention (`dot` or `multiply_reduce`)."""
+    lowering of decode attention, or the kernel that runs it."""
 
     format: str = "float32"
     layout: str = "bshd"

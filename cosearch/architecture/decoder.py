@@ -17,6 +17,8 @@ import numpy as np
 from flax import nnx
 
 from cosearch.architecture import cache as kv
+from cosearch.architecture import fused
+from cosearch.architecture.attention.softmax import SoftmaxShape
 from cosearch.architecture.linear import Linear, MatrixStorage
 from cosearch.architecture.norm import Vector, rms_norm
 from cosearch.architecture.shape import (
@@ -102,21 +104,11 @@ class Decoder(nnx.Module):
 
     def storage(self, path: str) -> MatrixStorage:
         """How the matrix at `path` is stored and multiplied."""
-        return replace(
-            stored_as(self.shape, self.precision, path),
-            layout=self.schedule.weight_layout,
-            lowering=self.schedule.matmul,
-            observed=self.observed,
-        )
+        return replace(scheduled_as(self.shape, self.precision, self.schedule, path), observed=self.observed)
 
     def kv_cache(self, layer: int) -> kv.KVCache:
         """How a layer's cache is stored and read."""
-        return kv.KVCache(
-            self.precision.cache_format(layer),
-            self.schedule.cache_layout,
-            self.precision.activations,
-            self.schedule.attention,
-        )
+        return cached_as(self.precision, self.schedule, layer)
 
     def score(self, tokens_BT: jax.Array) -> jax.Array:
         """Logits [B, T, 256] of the byte after each, in at least float32."""
@@ -163,18 +155,27 @@ class Decoder(nnx.Module):
         return self.embedding(rms_norm(x, self.norm())).astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def _layers(self, method: str, x: jax.Array, caches: Any, *positions: jax.Array) -> tuple[jax.Array, Any]:
+        alone = [method != "score" and why is None for why in why_not_fused(self.shape, self.precision, self.schedule)]
         if self.scanned:
             graph, state = nnx.split(self.layers)
 
             def body(x: jax.Array, each: tuple[Any, Any]) -> tuple[jax.Array, Any]:
-                layer_state, cache = each
-                x, cache, _ = nnx.merge(graph, layer_state).run(method, x, cache, None, *positions)
+                layer, cache = nnx.merge(graph, each[0]), each[1]
+                if alone[0]:
+                    x, (cache,) = fused.run_layers([layer], method, x, [cache], *positions)
+                else:
+                    x, cache, _ = layer.run(method, x, cache, None, *positions)
                 return x, cache
 
             return jax.lax.scan(body, x, (state, caches))
+        if all(alone) and self.schedule.fusion == "step":
+            return fused.run_layers(list(self.layers), method, x, caches, *positions)
         written, shared = [], None
-        for layer, cache in zip(self.layers, caches, strict=True):
-            x, cache, shared = layer.run(method, x, cache, shared, *positions)
+        for layer, cache, one in zip(self.layers, caches, alone, strict=True):
+            if one:
+                x, (cache,) = fused.run_layers([layer], method, x, [cache], *positions)
+            else:
+                x, cache, shared = layer.run(method, x, cache, shared, *positions)
             written.append(cache)
         return x, written
 
@@ -185,6 +186,39 @@ def stored_as(shape: DecoderShape, precision: Precision, path: str) -> MatrixSto
     rounded = precision.matmul_inputs in FORMATS[name].inputs and not path.endswith(DECIDES + ABSORBED)
     inputs = precision.matmul_inputs if rounded else "as_is"
     return MatrixStorage(name, inputs=inputs, compression=shape.compression_of(path))
+
+
+def scheduled_as(shape: DecoderShape, precision: Precision, schedule: Schedule, path: str) -> MatrixStorage:
+    """How the matrix at `path` is stored and multiplied."""
+    stored = stored_as(shape, precision, path)
+    return replace(stored, layout=schedule.weight_layout, lowering=schedule.matmul)
+
+
+def cached_as(precision: Precision, schedule: Schedule, layer: int) -> kv.KVCache:
+    """How a layer's cache is stored and read."""
+    return kv.KVCache(precision.cache_format(layer), schedule.cache_layout, precision.activations, schedule.attention)
+
+
+@functools.lru_cache(4096)
+def why_not_fused(shape: DecoderShape, precision: Precision, schedule: Schedule) -> tuple[str | None, ...]:
+    """For each layer, why no single call runs it; None where one does."""
+    if schedule.fusion == "none":
+        return ("it is not asked for",) * len(shape.layers)
+    if "cpp" not in (schedule.matmul, schedule.attention) or schedule.matmul != schedule.attention:
+        return ("only the kernels 'cpp' of products and attention run as one",) * len(shape.layers)
+    reasons: list[str | None] = []
+    borrowed = [isinstance(layer.attention, SoftmaxShape) and layer.attention.borrows for layer in shape.layers]
+    for index, layer in enumerate(shape.layers):
+        if schedule.fusion == "layer" and any(borrowed[index : index + 2]):
+            reasons.append("it shares keys with another layer")
+            continue
+        storages = {
+            f"{block}.{name}": scheduled_as(shape, precision, schedule, f"layers.{index}.{block}.{name}")
+            for block, one in layer.blocks()
+            for name in one.linears(shape.width)
+        }
+        reasons.append(fused.why_not(layer, storages, cached_as(precision, schedule, index), shape.width))
+    return tuple(reasons)
 
 
 @functools.lru_cache(4096)  # thousands of candidates are screened, over few models

@@ -1,7 +1,7 @@
 """A matrix in any stored format, compressed or not: that is all that differs between a trained and a served model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from cosearch.core.errors import Rejected
+from cosearch.kernels import MATMUL_KERNELS, Product
 from cosearch.precision import FORMATS, Format
 
 INDICES = "indices"
@@ -88,6 +89,10 @@ class MatrixStorage:
             parts[INDICES] = self.compression.indices(rows, columns, self.layout)
         return {part: jax.ShapeDtypeStruct((*stack, *one.shape), one.dtype) for part, one in parts.items()}
 
+    def product(self, tokens: int, sizes: tuple[int, int], dtype: str) -> Product:
+        """What a kernel is asked for: so many `tokens` of `dtype` times a matrix of `sizes` [in, out]."""
+        return Product(tokens, *sizes, self.format, self.layout, self.inputs, dtype, self.compression)
+
     def stored_rows(self, rows: int) -> int:
         """How many of the rows of a matrix are stored."""
         return rows if self.compression is None else self.compression.stored_rows(rows)
@@ -157,22 +162,22 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         self.observe(x)
-        return self._multiply(x, self._arrays())
+        return self._multiply(x, self.arrays())
 
     def select(self, index: jax.Array, x: jax.Array) -> jax.Array:
         """`x` times the matrix at `index` [] of the stack; no other is read."""
         one = {
-            part: jax.lax.dynamic_index_in_dim(array, index, keepdims=False) for part, array in self._arrays().items()
+            part: jax.lax.dynamic_index_in_dim(array, index, keepdims=False) for part, array in self.arrays().items()
         }
         return self._multiply(x, one)
 
     def take(self, indices: jax.Array, dtype: Any) -> jax.Array:
         """The columns [..., in] of the matrix at `indices` [...], one a byte."""
-        return self.storage.form.columns(self._arrays(), indices, self.storage.layout, dtype)
+        return self.storage.form.columns(self.arrays(), indices, self.storage.layout, dtype)
 
     def matrix(self, dtype: Any) -> jax.Array:
         """The matrix [in, out] itself, for products that are not with the input."""
-        storage, arrays = self.storage, self._arrays()
+        storage, arrays = self.storage, self.arrays()
         parts = {part: array for part, array in arrays.items() if part != INDICES}
         whole = storage.form.dequantize(parts, storage.layout, dtype)
         if storage.compression is not None:
@@ -203,6 +208,13 @@ class Linear(nnx.Module):
 
     def _multiply(self, x: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
         storage = self.storage
+        if storage.lowering in MATMUL_KERNELS:
+            rows = x.reshape(-1, x.shape[-1])
+            product = storage.product(len(rows), (self.sizes[-2], self.sizes[-1]), str(x.dtype))
+            kernel = MATMUL_KERNELS[storage.lowering]
+            if kernel.why_not(product) is None:
+                return kernel(rows, arrays, product).reshape(*x.shape[:-1], -1)
+            storage = replace(storage, lowering="dot")
         if storage.compression is None:
             return storage.form.matmul(x, arrays, storage.layout, storage.lowering, storage.inputs)
         parts = {part: array for part, array in arrays.items() if part != INDICES}
@@ -210,5 +222,6 @@ class Linear(nnx.Module):
         out = storage.compression.matmul(x, values, arrays[INDICES], self.sizes[-2], storage.layout, storage.lowering)
         return out.astype(x.dtype)
 
-    def _arrays(self) -> dict[str, jax.Array]:
+    def arrays(self) -> dict[str, jax.Array]:
+        """The stored parts."""
         return {part: param[...] for part, param in self.stored.items()}

@@ -11,10 +11,14 @@ from typing import Any
 
 from cosearch.core.candidate import Choices, Value
 from cosearch.core.space import Knob, choice
+from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS
 from cosearch.schedule import matmul
 
 CACHE_LAYOUTS = ("bshd", "bhsd", "bhds")
 """Memory order of the KV cache: batch, slot, head, dimension."""
+
+FUSIONS = ("none", "layer", "step")
+"""A call for each product and attention, for each layer that can be run as one, or for all layers together."""
 
 
 def _why_no_option(value: Value) -> str | None:
@@ -28,24 +32,28 @@ def _why_no_option(value: Value) -> str | None:
 
 KNOBS: Mapping[str, Knob] = {
     "layers": choice("scan", lambda: ("scan", "unroll")),
-    "matmul": choice("dot", lambda: matmul.MATMULS),
+    "matmul": choice("dot", lambda: (*matmul.MATMULS, *MATMUL_KERNELS.names())),
     "weight_layout": choice("in_out", lambda: matmul.LAYOUTS),
-    "attention": choice("dot", lambda: matmul.MATMULS),
+    "attention": choice("dot", lambda: (*matmul.MATMULS, *ATTENTION_KERNELS.names())),
     "cache_layout": choice("bshd", lambda: CACHE_LAYOUTS),
+    "fusion": choice("none", lambda: FUSIONS),
     "compiler_options": Knob((), _why_no_option),
 }
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """`layers`: one loop over stacked layers, or each on its own. `matmul` and `attention`: lowering of the
-    matrix products and of decode attention. `compiler_options`: 'name=value' for XLA."""
+    """`layers`: one loop over stacked layers, or each on its own. `matmul` and `attention`: what runs the matrix products
+    and decode attention: a lowering of XLA's (`matmul.py`) or a kernel (`cosearch/kernels`), in whose place the lowering
+    "dot" does what it cannot. `fusion`: how much one call of C++ kernels runs. `compiler_options`: 'name=value' for
+    XLA."""
 
     layers: str = "scan"
     matmul: str = "dot"
     weight_layout: str = "in_out"
     attention: str = "dot"
     cache_layout: str = "bshd"
+    fusion: str = "none"
     compiler_options: tuple[str, ...] = ()
 
     @classmethod

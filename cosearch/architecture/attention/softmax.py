@@ -20,6 +20,7 @@ from cosearch.architecture.norm import rms_norm
 from cosearch.core.candidate import Value
 from cosearch.core.errors import Rejected
 from cosearch.core.space import Knob, choice, integer, whole_part
+from cosearch.kernels import ATTENTION_KERNELS, CachedAttention
 from cosearch.schedule.matmul import multiply_reduce
 
 QK_NORM: Mapping[str, Knob] = {"qk_norm": choice(True, lambda: (True, False), per_layer=True)}
@@ -182,17 +183,14 @@ class SoftmaxAttention(nnx.Module):
         # The chunk is attended to beside the cache and written afterwards: in a ring, writing first would
         # overwrite tokens that the chunk's own first tokens still see.
         slots = self.cache.slots(cache, "key")
-        key_positions = jnp.concatenate([self._held(start - 1, slots), positions])
+        key_positions = jnp.concatenate([self.held(start - 1, slots), positions])
         keys = jnp.concatenate([self.cache.load(cache, "key"), self.cache.round_trip(key)], axis=1)
         values = jnp.concatenate([self.cache.load(cache, "value"), self.cache.round_trip(value)], axis=1)
         shared = Attended(keys, values, self._visible(positions, key_positions))
-        # Of tokens that fall on the same slot only the newest is kept; padding is not written at all.
-        real = jnp.arange(tokens) < length
-        newest = (positions < self.shape.sinks) | (positions >= start + length - self._ring(slots))
-        targets = jnp.where(real & newest, self._slot(positions, slots), slots)
-        cache = self.cache.write(cache, {"key": key, "value": value}, targets)
+        cache = self.cache.write(cache, {"key": key, "value": value}, self.targets(start, tokens, length, slots))
         mask = shared.mask_TS
         if self.shape.blocks is not None:
+            real = jnp.arange(tokens) < length
             sums = self._add_sums(cache["key_sum"]["values"], self.cache.round_trip(key), positions, real, start)
             cache = cache | {"key_sum": {"values": sums}}
             mask = self._chosen(query, sums, positions, mask, key_positions)
@@ -207,11 +205,17 @@ class SoftmaxAttention(nnx.Module):
             return self._output(attend(query, shared.key, shared.value, shared.mask_TS, lowering)), cache, shared
         slots = self.cache.slots(cache, "key")
         key, value = self._keys(x_B1W, positions)
-        cache = self.cache.append(cache, {"key": key, "value": value}, self._slot(position, slots))
+        cache = self.cache.append(cache, {"key": key, "value": value}, self.slot(position, slots))
         if self.shape.blocks is not None:
             return self._decode_blocks(query, key, cache, shared, position)
-        mask = (self._held(position, slots) >= 0)[None, :]
+        mask = (self.held(position, slots) >= 0)[None, :]
         shared = Attended(self.cache.load(cache, "key"), self.cache.load(cache, "value"), mask)
+        if lowering in ATTENTION_KERNELS:
+            kernel, attention = ATTENTION_KERNELS[lowering], self.attention(len(x_B1W), slots)
+            if kernel.why_not(attention) is None:
+                length = jnp.minimum(position + 1, slots)
+                out = kernel(query[:, 0], cache["key"], cache["value"], length, attention)
+                return self._output(out[:, None]), cache, shared
         return self._output(attend(query, shared.key, shared.value, shared.mask_TS, lowering)), cache, shared
 
     def _decode_blocks(
@@ -263,11 +267,26 @@ class SoftmaxAttention(nnx.Module):
         """How many of the slots newer tokens take over from older ones."""
         return max(slots - self.shape.sinks, 1)
 
-    def _slot(self, position: jax.Array, slots: int) -> jax.Array:
+    def slot(self, position: jax.Array, slots: int) -> jax.Array:
+        """Where a token lives."""
         sinks = self.shape.sinks
         return jnp.where(position < sinks, position, sinks + (position - sinks) % self._ring(slots))
 
-    def _held(self, newest: jax.Array, slots: int) -> jax.Array:
+    def attention(self, batch: int, slots: int) -> CachedAttention:
+        """What a kernel is asked for in a decode step."""
+        sizes = (batch, self.shape.heads, self.shape.kv_heads, self.shape.head_dim, slots)
+        return CachedAttention(*sizes, self.cache.format, self.cache.layout, self.cache.dtype)
+
+    def targets(self, start: jax.Array, tokens: int, length: jax.Array, slots: int) -> jax.Array:
+        """[T]: where the tokens of a chunk are written, of which the first `length` are real; `slots` for none.
+
+        Of tokens that fall on the same slot only the newest is kept; padding is not written at all.
+        """
+        positions, real = start + jnp.arange(tokens), jnp.arange(tokens) < length
+        newest = (positions < self.shape.sinks) | (positions >= start + length - self._ring(slots))
+        return jnp.where(real & newest, self.slot(positions, slots), slots)
+
+    def held(self, newest: jax.Array, slots: int) -> jax.Array:
         """[S]: the position each slot holds once `newest` is written; negative where nothing is."""
         slot, sinks = jnp.arange(slots), self.shape.sinks
         held = newest - (newest - slot) % self._ring(slots)
@@ -329,13 +348,17 @@ class SoftmaxAttention(nnx.Module):
         return mask_TS & jnp.take(best, jnp.maximum(key_positions, 0) // blocks.size, axis=-1)
 
 
+def angles(positions_T: jax.Array, head_dim: int, dtype: Any = np.float32) -> tuple[jax.Array, jax.Array]:
+    """The cosine and sine [T, D / 2] that tokens at these positions are turned by."""
+    half = head_dim // 2
+    angle = positions_T.astype(dtype)[:, None] * np.asarray(_THETA ** (-np.arange(half) / half), dtype)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
 def rotate(x_BTHD: jax.Array, positions_T: jax.Array) -> jax.Array:
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), the first half of D paired with the second."""
-    half = x_BTHD.shape[-1] // 2
     dtype = jnp.promote_types(x_BTHD.dtype, jnp.float32)
-    frequency = np.asarray(_THETA ** (-np.arange(half) / half), dtype)
-    angle = positions_T.astype(dtype)[:, None, None] * frequency
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    cos, sin = (one[:, None, :] for one in angles(positions_T, x_BTHD.shape[-1], dtype))
     first, second = jnp.split(x_BTHD.astype(dtype), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x_BTHD.dtype)
 

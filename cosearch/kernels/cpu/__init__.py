@@ -2,7 +2,7 @@
 
 `native/` has the sources, `build.py` compiles and keeps them, `program.py` strings operations together into one call,
 `operations.py` says what each operation takes, `tiles.py` what is tuned. Here they are as single kernels;
-`fused.py` runs whole layers.
+`cosearch/architecture/fused.py` makes whole layers of them.
 """
 
 import jax

@@ -216,12 +216,13 @@ def prefill(
     window: int | None,
     sinks: int,
 ) -> Buffer:
-    """Attention of a chunk [B T, H D] to itself and to what the cache held before it."""
+    """Attention of a chunk [B T, H D] to the slots that `held` [S] gives positions, and where it has a window, whose
+    cache does not hold the chunk yet, to its `own` keys and values."""
     out = program.temporary(4 * sizes.batch * sizes.tokens * sizes.heads * sizes.head_dim)
     buffers = [query, *own, *_parts(program, cache[0]), *_parts(program, cache[1]), held, start, out]
     params = [
         *(sizes.batch, sizes.tokens, sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.slots),
-        *(_LAYOUTS[sizes.layout], window or 0, sinks),
+        *(_LAYOUTS[sizes.layout], window or 0, sinks, int(window is not None)),
     ]
     program.add(Kernel("prefill", (("FORMAT", sizes.format),)), buffers, params)
     return out

@@ -7,7 +7,9 @@ is a barrier of less than a microsecond and not a call, and what one leaves for 
 import ctypes
 import functools
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +21,9 @@ from cosearch.kernels.cpu import build
 
 TARGET = "cosearch_run"
 """The name under which XLA calls native programs."""
+
+_KERNELS = "cosearch_kernels"
+"""The attribute of a call that names its kernels."""
 
 _ALIGNED = 64
 
@@ -32,17 +37,26 @@ class Kernel:
     isa: tuple[str, ...] = field(default_factory=build.instructions)
 
     @property
-    def number(self) -> int:
-        """Names it in programs, in 63 bits."""
-        digest = hashlib.sha256(repr((self.source, self.macros, self.isa)).encode()).digest()
-        return int.from_bytes(digest[:8], "little") >> 1
-
-    def to_json(self) -> dict[str, Any]:
-        return {"source": self.source, "macros": dict(self.macros), "isa": list(self.isa)}
+    def name(self) -> str:
+        """All of it as text, from which `of_name` makes it again."""
+        return f"{self.source}:{','.join(f'{name}={value}' for name, value in self.macros)}:{'+'.join(self.isa)}"
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Kernel":
-        return cls(data["source"], tuple(data["macros"].items()), tuple(data["isa"]))
+    def of_name(cls, name: str) -> "Kernel":
+        source, macros, isa = name.split(":")
+        pairs = [macro.partition("=") for macro in macros.split(",") if macro]
+        return cls(source, tuple((name, value) for name, _, value in pairs), tuple(isa.split("+")))
+
+    @property
+    def number(self) -> int:
+        """Names it in programs, in 63 bits."""
+        return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "little") >> 1
+
+
+def kernels_in(text: str) -> list[Kernel]:
+    """The kernels that the programs in a lowered module's StableHLO text call: what a process must load to run it."""
+    lists = re.findall(rf'{_KERNELS} = "([^"]*)"', text)
+    return [Kernel.of_name(name) for name in sorted({name for names in lists for name in names.split(";") if name})]
 
 
 @functools.cache
@@ -76,10 +90,10 @@ class Buffer:
 class Program:
     """Collects operations over buffers; `call` runs them. All numbers in temporaries are float32 unless said."""
 
-    kernels: list[Kernel] = field(default_factory=list)
     _arguments: list[jax.Array] = field(default_factory=list)
     _results: list[jax.ShapeDtypeStruct] = field(default_factory=list)
     _aliases: dict[int, int] = field(default_factory=dict)
+    _used: int = 0
     _arena: int = 0
     _operations: list[tuple[Kernel, Sequence[Buffer], Sequence[int]]] = field(default_factory=list)
 
@@ -104,9 +118,17 @@ class Program:
 
     def temporary(self, size_bytes: int) -> Buffer:
         """Memory between operations."""
-        at = self._arena
-        self._arena += -(-size_bytes // _ALIGNED) * _ALIGNED
+        at = self._used
+        self._used += -(-size_bytes // _ALIGNED) * _ALIGNED
+        self._arena = max(self._arena, self._used)
         return Buffer("arena", at)
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Temporaries made inside are free again after it."""
+        used = self._used
+        yield
+        self._used = used
 
     def add(self, kernel: Kernel, buffers: Sequence[Buffer], params: Sequence[int]) -> None:
         """The next operation.
@@ -128,4 +150,5 @@ class Program:
             encoded += params
         arena = jax.ShapeDtypeStruct((max(self._arena, _ALIGNED),), jnp.uint8)
         run = jax.ffi.ffi_call(TARGET, [*self._results, arena], input_output_aliases=self._aliases)
-        return list(run(*self._arguments, program=np.array(encoded, np.int64)))[:-1]
+        names = ";".join(sorted({kernel.name for kernel, *_ in self._operations}))
+        return list(run(*self._arguments, program=np.array(encoded, np.int64), **{_KERNELS: names}))[:-1]

@@ -1,10 +1,10 @@
-// Attention of a chunk of tokens to the cache and to itself, block by block of keys (Dao et al. 2022, arXiv:2205.14135).
+// Attention of a chunk of tokens to the cache, and to itself where that does not hold it yet, block by block of keys (Dao et al. 2022, arXiv:2205.14135).
 //
 // Macro: FORMAT of the cache (cache.h).
 // buffers: queries [B T, H D] float32 times D^-0.5, the chunk's keys and values [B T, K D] float32, key values, key
-//   scales, value values, value scales (of the cache as it was before the chunk), held [S] int32: the position of each slot
+//   scales, value values, value scales (of the cache), held [S] int32: the position of each slot
 //   (below 0: none), start [] int32, out [B T, H D] float32
-// params: B, T, H, K, D, S, layout, window (0: none), sinks
+// params: B, T, H, K, D, S, layout, window (0: none), sinks, whether the chunk is not in the cache
 #include <algorithm>
 
 #include "cache.h"
@@ -169,7 +169,7 @@ extern "C" void run(Buffers b, Params p, int64_t chunk, int64_t chunks, void* sc
     for (int64_t i = 0; i < KEYS; ++i) {
       int32_t at = i < n ? held[s + i] : -1;
       block.positions[i] = at;
-      any |= at >= 0 && (window == 0 || start + first - at < window || at < sinks);
+      any |= at >= 0 && at < start + first + tokens && (window == 0 || start + first - at < window || at < sinks);
     }
     if (!any) continue;
     for (int64_t i = 0; i < KEYS; i += 16) {
@@ -200,7 +200,7 @@ extern "C" void run(Buffers b, Params p, int64_t chunk, int64_t chunks, void* sc
     block.take(tokens, start + first, window, sinks);
   }
   const float *own_keys = (const float*)b[1] + (sequence * T * K + k) * D, *own_values = (const float*)b[2] + (sequence * T * K + k) * D;
-  for (int64_t s = window ? std::max<int64_t>(0, (sinks ? 0 : first - window + 1)) / KEYS * KEYS : 0; s < first + tokens; s += KEYS) {
+  for (int64_t s = window ? std::max<int64_t>(0, (sinks ? 0 : first - window + 1)) / KEYS * KEYS : 0; p[9] && s < first + tokens; s += KEYS) {
     int64_t n = std::min(KEYS, T - s);
     for (int64_t i = 0; i < KEYS; ++i) block.positions[i] = i < n ? start + s + i : -1;
     for (int64_t i = 0; i < KEYS; i += 16) {

@@ -3,11 +3,13 @@
 // A program is a list of operations, each of which is a number of independent chunks. The calling thread and what
 // threads of XLA's own pool are free claim chunks from one counter; an operation begins when all chunks of the one
 // before are done. So no thread waits for another to wake up, and a call that finds the pool busy does all by itself.
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -88,8 +90,8 @@ struct Run {
 // `program`: for each operation its name's hash, how many buffers and parameters it has, and those. A buffer is an
 // argument (0, 1, …), a result (from the number of arguments on; the last is the arena), or, below zero, -1 - offset
 // in the arena.
-ffi::Error Execute(ffi::ThreadPool pool, ffi::Span<const int64_t> program, ffi::RemainingArgs arguments,
-                   ffi::RemainingRets results) {
+ffi::Error Execute(ffi::ThreadPool pool, ffi::Span<const int64_t> program, std::string_view kernels,
+                   ffi::RemainingArgs arguments, ffi::RemainingRets results) {
   auto run = std::make_shared<Run>();
   std::vector<void*> data(arguments.size() + results.size());
   for (size_t i = 0; i < arguments.size(); ++i) {
@@ -111,7 +113,7 @@ ffi::Error Execute(ffi::ThreadPool pool, ffi::Span<const int64_t> program, ffi::
       auto found = operations().find(*at);
       if (found == operations().end())
         return ffi::Error(ffi::ErrorCode::kFailedPrecondition,
-                          "a native kernel of this program is not loaded in this process (cosearch.kernels.cpu.load)");
+                          "a kernel of this program is not loaded in this process: one of " + std::string(kernels));
       int64_t buffers = at[1], params = at[2];
       at += 3;
       int64_t first = run->buffers.size();
@@ -136,6 +138,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(CosearchRun, Execute,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<ffi::Span<const int64_t>>("program")
+                                  .Attr<std::string_view>("cosearch_kernels")
                                   .RemainingArgs()
                                   .RemainingRets());
 
