@@ -13,17 +13,21 @@ using F = cached::FORMAT;
 
 extern "C" int64_t chunks(Params p, int64_t threads) { return p[0] * p[2] * p[6]; }
 
+constexpr int64_t SLOTS = 64;  // at a time
+
 struct Sums {
   float* weighted;  // [G, D]; [G, D, 16] across
   float* largest;   // [G]
   float* total;     // [G]
 };
 
-// Take 16 scores of each query in: the weights [G, 16], after what was summed has been brought to the new largest score.
-inline void weigh(const float* scores, int64_t G, int64_t held, const Sums& sums, float* weights) {
+// Take the scores [G, SLOTS] in: they become weights, after what was summed has been brought to the new largest score.
+inline void weigh(float* scores, int64_t G, int64_t held, const Sums& sums) {
   for (int64_t g = 0; g < G; ++g) {
-    V score = load(scores + 16 * g);
-    float before = sums.largest[g], now = std::fmax(before, ::largest(score));
+    float *score = scores + SLOTS * g, before = sums.largest[g];
+    V most = load(score);
+    for (int64_t i = 16; i < SLOTS; i += 16) most = max(most, load(score + i));
+    float now = std::fmax(before, ::largest(most));
     if (now > before) {
       float by = std::exp(before - now);
       for (int64_t i = 0; i < held; i += 16) {
@@ -33,62 +37,101 @@ inline void weigh(const float* scores, int64_t G, int64_t held, const Sums& sums
       sums.total[g] *= by;
       sums.largest[g] = now;
     }
-    V weight = exp(score - all(now));
-    sums.total[g] += sum(weight);
-    store(weights + 16 * g, weight);
+    V total = zero();
+    for (int64_t i = 0; i < SLOTS; i += 16) {
+      V weight = exp(load(score + i) - all(now));
+      total = total + weight;
+      store(score + i, weight);
+    }
+    sums.total[g] += sum(total);
   }
 }
 
-template <int G>
+// D is the size of a head where it is known when this is compiled, else 0.
+template <int G, int D>
 inline void score_along(const Head<F>& keys, const float* query, int64_t s, int64_t n, float* scores) {
-  V parts[G][16];
-  for (int64_t i = 0; i < 16; ++i)
-    for (int g = 0; g < G; ++g) parts[g][i] = zero();
-  for (int64_t i = 0; i < n; ++i) {
-    V part[G];
-    for (int g = 0; g < G; ++g) part[g] = zero();
-    for (int64_t d = 0; d < keys.size; d += 16) {
-      V key = keys.along(s + i, d, keys.size - d);
-      for (int g = 0; g < G; ++g) part[g] = fma(key, load(query + g * keys.size + d, keys.size - d), part[g]);
+  const int64_t size = D ? D : keys.size;
+  for (int64_t first = 0; first < n; first += 16) {
+    V parts[G][16];
+    int64_t count = n - first < 16 ? n - first : 16;
+    for (int64_t i = 0; i < count; ++i) {
+      V part[G];
+      for (int g = 0; g < G; ++g) part[g] = zero();
+      for (int64_t d = 0; d < size; d += 16) {
+        V key = keys.along(s + first + i, d, D ? 16 : size - d);
+        for (int g = 0; g < G; ++g)
+          part[g] = fma(key, D ? load(query + g * size + d) : load(query + g * size + d, size - d), part[g]);
+      }
+      for (int g = 0; g < G; ++g) parts[g][i] = part[g];
     }
-    for (int g = 0; g < G; ++g) parts[g][i] = part[g];
+    for (int64_t i = count; i < 16; ++i)
+      for (int g = 0; g < G; ++g) parts[g][i] = zero();
+    for (int g = 0; g < G; ++g) store(scores + SLOTS * g + first, sums(parts[g]));
   }
-  for (int g = 0; g < G; ++g) store(scores + 16 * g, sums(parts[g]));
+}
+
+template <int G, int D>
+inline void add_along(const Head<F>& values, const float* weights, int64_t s, int64_t n, float* weighted) {
+  constexpr int64_t step = 16 / G * 16;  // dimensions whose sums stay in registers
+  const int64_t size = D ? D : values.size;
+  for (int64_t from = 0; from < size; from += step) {
+    const int64_t to = from + step < size ? from + step : size;
+    V out[G][step / 16];
+    for (int g = 0; g < G; ++g)
+      for (int64_t d = from, j = 0; d < to; d += 16, ++j) out[g][j] = load(weighted + g * size + d, size - d);
+    for (int64_t i = 0; i < n; ++i) {
+      V by[G];
+      for (int g = 0; g < G; ++g) by[g] = all(weights[SLOTS * g + i]);
+      for (int64_t d = from, j = 0; d < to; d += 16, ++j) {
+        V value = values.along(s + i, d, D ? 16 : size - d);
+        for (int g = 0; g < G; ++g) out[g][j] = fma(by[g], value, out[g][j]);
+      }
+    }
+    for (int g = 0; g < G; ++g)
+      for (int64_t d = from, j = 0; d < to; d += 16, ++j) store(weighted + g * size + d, out[g][j], size - d);
+  }
 }
 
 template <int G>
-inline void add_along(const Head<F>& values, const float* weights, int64_t s, int64_t n, float* weighted) {
-  for (int64_t d = 0; d < values.size; d += 16) {
-    V out[G];
-    int64_t left = values.size - d;
-    for (int g = 0; g < G; ++g) out[g] = load(weighted + g * values.size + d, left);
-    for (int64_t i = 0; i < n; ++i) {
-      V value = values.along(s + i, d, left);
-      for (int g = 0; g < G; ++g) out[g] = fma(all(weights[16 * g + i]), value, out[g]);
-    }
-    for (int g = 0; g < G; ++g) store(weighted + g * values.size + d, out[g], left);
-  }
+inline void score_group(const Head<F>& keys, const float* query, int64_t s, int64_t n, float* scores) {
+  if (keys.size == 64) score_along<G, 64>(keys, query, s, n, scores);
+  else if (keys.size == 128) score_along<G, 128>(keys, query, s, n, scores);
+  else if (keys.size == 32) score_along<G, 32>(keys, query, s, n, scores);
+  else score_along<G, 0>(keys, query, s, n, scores);
+}
+template <int G>
+inline void add_group(const Head<F>& values, const float* weights, int64_t s, int64_t n, float* weighted) {
+  if (values.size == 64) add_along<G, 64>(values, weights, s, n, weighted);
+  else if (values.size == 128) add_along<G, 128>(values, weights, s, n, weighted);
+  else if (values.size == 32) add_along<G, 32>(values, weights, s, n, weighted);
+  else add_along<G, 0>(values, weights, s, n, weighted);
 }
 
 // Layout BHDS: slots lie side by side, and so sums are kept by lane until the end.
 inline void score_across(const Head<F>& keys, const float* query, int64_t G, int64_t s, int64_t n, float* scores) {
-  for (int64_t g = 0; g < G; ++g) store(scores + 16 * g, zero());
-  for (int64_t d = 0; d < keys.size; ++d) {
-    V key = keys.across(s, d, n);
-    for (int64_t g = 0; g < G; ++g) {
-      float* at = scores + 16 * g;
-      store(at, fma(key, all(query[g * keys.size + d]), load(at)));
+  for (int64_t first = 0; first < n; first += 16)
+    for (int64_t g = 0; g < G; g += 4) {
+      V sums[4] = {zero(), zero(), zero(), zero()};
+      int64_t count = G - g < 4 ? G - g : 4;
+      for (int64_t d = 0; d < keys.size; ++d) {
+        V key = keys.across(s + first, d, n - first);
+        for (int64_t j = 0; j < count; ++j) sums[j] = fma(key, all(query[(g + j) * keys.size + d]), sums[j]);
+      }
+      for (int64_t j = 0; j < count; ++j) store(scores + SLOTS * (g + j) + first, sums[j]);
     }
-  }
 }
 inline void add_across(const Head<F>& values, const float* weights, int64_t G, int64_t s, int64_t n, float* weighted) {
-  for (int64_t d = 0; d < values.size; ++d) {
-    V value = values.across(s, d, n);
-    for (int64_t g = 0; g < G; ++g) {
-      float* at = weighted + (g * values.size + d) * 16;
-      store(at, fma(load(weights + 16 * g), value, load(at)));
+  for (int64_t d = 0; d < values.size; ++d)
+    for (int64_t g = 0; g < G; g += 4) {
+      int64_t count = G - g < 4 ? G - g : 4;
+      V sums[4];
+      for (int64_t j = 0; j < count; ++j) sums[j] = load(weighted + ((g + j) * values.size + d) * 16);
+      for (int64_t first = 0; first < n; first += 16) {
+        V value = values.across(s + first, d, n - first);
+        for (int64_t j = 0; j < count; ++j) sums[j] = fma(load(weights + SLOTS * (g + j) + first), value, sums[j]);
+      }
+      for (int64_t j = 0; j < count; ++j) store(weighted + ((g + j) * values.size + d) * 16, sums[j]);
     }
-  }
 }
 
 extern "C" void run(Buffers b, Params p, int64_t chunk, int64_t chunks, void* scratch) {
@@ -105,33 +148,41 @@ extern "C" void run(Buffers b, Params p, int64_t chunk, int64_t chunks, void* sc
   sums.weighted = (float*)scratch;
   sums.largest = sums.weighted + G * held;
   sums.total = sums.largest + G;
-  float *scores = sums.total + G, *weights = scores + 16 * G;
+  float* scores = sums.total + G;
   for (int64_t i = 0; i < G * held; ++i) sums.weighted[i] = 0;
   for (int64_t g = 0; g < G; ++g) sums.largest[g] = -INFINITY, sums.total[g] = 0;
-  for (int64_t s = part.begin; s < part.end; s += 16) {
-    int64_t n = part.end - s < 16 ? part.end - s : 16;
-    for (int64_t i = s + 16; i < s + 32 && i < part.end; ++i) keys.ask_for(i), values.ask_for(i);
+  for (int64_t s = part.begin; s < part.end; s += SLOTS) {
+    int64_t n = part.end - s < SLOTS ? part.end - s : SLOTS;
+    for (int64_t i = s + SLOTS; i < s + 2 * SLOTS && i < part.end; ++i) keys.ask_for(i);
     if (layout == BHDS) score_across(keys, query, G, s, n, scores);
     else
       for (int64_t g = 0; g < G;) {
-        if (G - g >= 4) score_along<4>(keys, query + g * D, s, n, scores + 16 * g), g += 4;
-        else if (G - g >= 2) score_along<2>(keys, query + g * D, s, n, scores + 16 * g), g += 2;
-        else score_along<1>(keys, query + g * D, s, n, scores + 16 * g), g += 1;
+        if (G - g >= 4) score_group<4>(keys, query + g * D, s, n, scores + SLOTS * g), g += 4;
+        else if (G - g >= 2) score_group<2>(keys, query + g * D, s, n, scores + SLOTS * g), g += 2;
+        else score_group<1>(keys, query + g * D, s, n, scores + SLOTS * g), g += 1;
       }
-    if (F::scaled)
-      for (int64_t g = 0; g < G; ++g) store(scores + 16 * g, load(scores + 16 * g) * keys.scales_of(s, n));
+    float scale[SLOTS];
+    if (F::scaled) {
+      for (int64_t i = 0; i < n; i += 16) store(scale + i, keys.scales_of(s + i, n - i));
+      for (int64_t g = 0; g < G; ++g)
+        for (int64_t i = 0; i < n; i += 16) store(scores + SLOTS * g + i, load(scores + SLOTS * g + i) * load(scale + i));
+    }
     for (int64_t g = 0; g < G; ++g)
-      for (int64_t i = n; i < 16; ++i) scores[16 * g + i] = -INFINITY;
-    weigh(scores, G, held, sums, weights);
-    if (F::scaled)
-      for (int64_t g = 0; g < G; ++g) store(weights + 16 * g, load(weights + 16 * g) * values.scales_of(s, n));
-    if (layout == BHDS) add_across(values, weights, G, s, n, sums.weighted);
+      for (int64_t i = n; i < SLOTS; ++i) scores[SLOTS * g + i] = -INFINITY;
+    weigh(scores, G, held, sums);
+    if (F::scaled) {
+      for (int64_t i = 0; i < n; i += 16) store(scale + i, values.scales_of(s + i, n - i));
+      for (int64_t g = 0; g < G; ++g)
+        for (int64_t i = 0; i < n; i += 16) store(scores + SLOTS * g + i, load(scores + SLOTS * g + i) * load(scale + i));
+    }
+    for (int64_t i = s + SLOTS; i < s + 2 * SLOTS && i < part.end; ++i) values.ask_for(i);
+    if (layout == BHDS) add_across(values, scores, G, s, n, sums.weighted);
     else
       for (int64_t g = 0; g < G;) {
         float* to = sums.weighted + g * D;
-        if (G - g >= 4) add_along<4>(values, weights + 16 * g, s, n, to), g += 4;
-        else if (G - g >= 2) add_along<2>(values, weights + 16 * g, s, n, to), g += 2;
-        else add_along<1>(values, weights + 16 * g, s, n, to), g += 1;
+        if (G - g >= 4) add_group<4>(values, scores + SLOTS * g, s, n, to), g += 4;
+        else if (G - g >= 2) add_group<2>(values, scores + SLOTS * g, s, n, to), g += 2;
+        else add_group<1>(values, scores + SLOTS * g, s, n, to), g += 1;
       }
   }
   for (int64_t g = 0; g < G; ++g) {
