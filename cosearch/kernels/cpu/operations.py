@@ -226,3 +226,10 @@ def prefill(
     ]
     program.add(Kernel("prefill", (("FORMAT", sizes.format),)), buffers, params)
     return out
+
+
+def read(program: Program, array: jax.Array) -> None:
+    """Read all of an array, by every thread a part; the program's next result is sums of it."""
+    count = build.threads()
+    out = program.result((count,))
+    program.add(Kernel("read"), [program.argument(array), out], [array.nbytes // 4096 * 4096, count])
