@@ -187,7 +187,7 @@ def _mean_of(name: str, samples: list[float]) -> Metric:
 
 
 def compare_with_plain(
-    worker: Worker, candidate: Candidate, problem: Problem, limits: Limits, rounds: int = 400
+    worker: Worker, candidate: Candidate, problem: Problem, limits: Limits, rounds: int = 600
 ) -> tuple[Candidate, list[list[list[float]]]]:
     """A candidate and the same architecture the plain way, timed side by side: samples by operating point and side."""
     plain = axes.plain(candidate)

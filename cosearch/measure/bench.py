@@ -1,7 +1,7 @@
 """The bench of a worker process: programs compiled for a candidate, ready to be verified and timed."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,37 +44,6 @@ class Compiled:
 
     def empty_cache(self) -> list[jax.Array]:
         return [jnp.zeros(spec.shape, spec.dtype) for spec in self.program.cache]
-
-    def step(self, cold_bytes: int = 0) -> Callable[[], None]:
-        """A function that runs this operating point once, at its full context, and waits for the result.
-
-        Each run takes the next of as many copies of weights and cache as are `cold_bytes` together, so that it finds
-        none of them in caches that hold less: what is timed is a run that reads all it needs from memory, as where
-        other models or other work had their turn before.
-        """
-        size = sum(array.nbytes for array in [*self.params, *self.empty_cache()])
-        count = min(max(-(-cold_bytes // size), 1), _MOST_COPIES)
-        copy = jax.jit(lambda arrays: [jnp.copy(array) for array in arrays])
-        copies = [(copy(self.params), self.empty_cache()) for _ in range(count)]
-        turn = 0
-        rng = np.random.default_rng(0)
-        first = self.program.inputs[0].shape
-        inputs: list[Any] = [jnp.asarray(rng.integers(0, 256, first), jnp.int32)]
-        if self.point.phase == "decode":
-            inputs += [jnp.int32(self.point.context - 1)]
-        else:
-            inputs += [jnp.int32(0), jnp.int32(self.point.context)]
-
-        def run() -> None:
-            nonlocal turn
-            params, cache = copies[turn]
-            logits, *written = self.executable(*params, *cache, *inputs)
-            jax.block_until_ready(logits)
-            copies[turn] = params, written
-            turn = (turn + 1) % count
-
-        jax.block_until_ready(copies)
-        return run
 
     def used_cache(self, seed: int) -> list[jax.Array]:
         """A cache whose slots hold what another sequence may have left there: anything finite, for programs read
@@ -128,6 +97,46 @@ class Compiled:
         return int(analysis.temp_size_in_bytes) if analysis is not None else 0
 
 
+def steps(programs: Sequence[Compiled], cold_bytes: int = 0, seed: int = 0) -> list[timing.Run]:
+    """Functions that run each program once, at its full context, and wait for the result.
+
+    Each run takes the next of as many copies of weights and cache as are `cold_bytes` together, so that it finds none
+    of them in caches that hold less: what is timed is a run that reads all it needs from memory, as where other models
+    or other work had their turn before. Copies of several programs are made by turns in random order, for where in
+    memory they lie made one side of a comparison with itself up to 8 % slower.
+    """
+    rng = np.random.default_rng(seed)
+    copy = jax.jit(lambda arrays: [jnp.copy(array) for array in arrays])
+    copies: list[list[tuple[list[jax.Array], list[jax.Array]]]] = [[] for _ in programs]
+    wanted = []
+    for index, program in enumerate(programs):
+        size = sum(array.nbytes for array in [*program.params, *program.empty_cache()])
+        # Odd, so that all of them are timed where every second run is.
+        wanted += [index] * (min(-(-cold_bytes // size), _MOST_COPIES) | 1)
+    for index in rng.permutation(wanted):
+        made = copy(programs[index].params), programs[index].empty_cache()
+        copies[index].append(jax.block_until_ready(made))
+    return [_step(program, own, rng) for program, own in zip(programs, copies, strict=True)]
+
+
+def _step(
+    program: Compiled, copies: list[tuple[list[jax.Array], list[jax.Array]]], rng: np.random.Generator
+) -> timing.Run:
+    point, turn = program.point, 0
+    inputs: list[Any] = [jnp.asarray(rng.integers(0, 256, program.program.inputs[0].shape), jnp.int32)]
+    inputs += map(jnp.int32, [point.context - 1] if point.phase == "decode" else [0, point.context])
+
+    def run() -> None:
+        nonlocal turn
+        params, cache = copies[turn]
+        logits, *written = program.executable(*params, *cache, *inputs)
+        jax.block_until_ready(logits)
+        copies[turn] = params, written
+        turn = (turn + 1) % len(copies)
+
+    return run
+
+
 class Bench:
     """The candidate that is being worked on."""
 
@@ -175,10 +184,10 @@ class Bench:
             verified.append(reference.compare(logits))
             few = None if point.phase == "prefill" else _REPEATED
             again = compiled.logits(reference.tokens[:, :few], self._seed + 1)
-            if not np.array_equal(again, logits[:, :few]):
-                raise Rejected("wrong result: the same inputs give other logits when they are computed again")
             if compiled.digest() != before:
                 raise Rejected("wrong result: it overwrites the weights that it is given")
+            if not np.array_equal(again, logits[:, :few]):
+                raise Rejected("wrong result: the same inputs give other logits when they are computed again")
         return verified
 
 

@@ -16,7 +16,7 @@ from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected
 from cosearch.core.workload import Workload
 from cosearch.measure import peaks, timing
-from cosearch.measure.bench import Bench, device_canary
+from cosearch.measure.bench import Bench, device_canary, steps
 from cosearch.precision import Precision
 from cosearch.quality import Recipe, corpus
 from cosearch.quality.evaluate import evaluate
@@ -91,7 +91,7 @@ def measure_candidate(
     """Seconds of each run of the compiled candidate, by operating point, about `seconds` for each, and which part of
     them was contended."""
     _at_hand(work, point)
-    timed = [timing.sample(one.step(cold_bytes), seconds, work.canary) for one in work.bench.programs]
+    timed = [timing.sample(steps([one], cold_bytes)[0], seconds, work.canary) for one in work.bench.programs]
     return {"samples_s": [one.sides[0] for one in timed], "contended": [one.contended for one in timed]}
 
 
@@ -123,7 +123,7 @@ def compare_candidates(
     by_operating_point = zip(*(bench.programs for bench in benches), strict=True)
     return {
         "samples_s": [
-            timing.side_by_side([compiled.step(cold_bytes) for compiled in programs], rounds, canary=work.canary).sides
+            timing.side_by_side(steps(programs, cold_bytes), rounds, canary=work.canary).sides
             for programs in by_operating_point
         ]
     }

@@ -19,13 +19,14 @@ _PATIENCE = 3
 """How many times as much as it was asked for is tried, until as much was not disturbed."""
 _LEAST_TICKS = 10
 """Of the clock, that a run must take: less is no measurement. Clocks that jump back give less than none."""
-_CANARY_RUNS, _QUIET_QUANTILE, _DISTURBED = 400, 0.1, 2.0
-"""A canary of 70 µs, over 4 s of 2 cores, quiet and beside a compiler: its first decile was 70 and 57 µs, its median 73
-and 89 µs, and above twice the first decile it was in 1 % and in 25 % of its runs."""
+_CANARY_RUNS, _QUIET_QUANTILE, _DISTURBED = 400, 0.02, 1.8
+"""The least of a canary's runs are quiet on a busy machine, too: over 4 s of 2 cores, alone and beside a compiler, the
+fiftieth part of them took up to 66 and 55 µs, the median was 73 and 89 µs, and 1.8 times that least was reached by
+9 % and by 37 % of the runs."""
 _BETWEEN_CANARIES_S = 1e-3
-_SURE, _LEAST_GAIN = 3.5, 0.01
-"""By the normal distribution the same thing twice is so many deviations apart once in 2,000 comparisons; and copies of
-one program do differ a little, by where in memory they lie."""
+_SURE, _LEAST_GAIN = 4.0, 0.015
+"""Copies of one program do differ a little, by where in memory they lie: of 100 comparisons of the same executable the
+deviations had a deviation of 1.2, not 1, so that 4 of them are as 3.3, which is once in 1,000."""
 
 Run = Callable[[], None]
 
@@ -141,8 +142,8 @@ def compare(samples: Sequence[float], others: Sequence[float]) -> Verdict:
     """Whether `samples` are faster or slower than `others`, of the same rounds.
 
     By Wilcoxon's signed-rank test (1945) of the rounds' ratios: in random order either side is as likely to be the
-    slower one of a round, however the load goes up and down between rounds. Below 20 rounds, or a difference of 1 %, it
-    is undecided.
+    slower one of a round, however the load goes up and down between rounds. Below 20 rounds, or a difference of 1.5 %,
+    it is undecided.
     """
     if len(samples) < _LEAST_ROUNDS:
         return Verdict.UNDECIDED

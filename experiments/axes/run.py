@@ -26,7 +26,7 @@ from cosearch.core.candidate import Candidate, Value, canonical_json
 from cosearch.core.space import Space
 from cosearch.core.workload import OperatingPoint, Workload
 from cosearch.measure import timing
-from cosearch.measure.bench import Bench, Compiled
+from cosearch.measure.bench import Bench, Compiled, steps
 from cosearch.measure.fingerprint import fingerprint
 from cosearch.paths import CONF, cache_dir
 from cosearch.precision import Precision
@@ -203,7 +203,7 @@ def latencies(space: Space, group: Sequence[Row]) -> list[dict[str, Any]]:
             bench.compile(one, workload)
             bench.verify(one)
             compiled += bench.programs
-    samples = timing.side_by_side([one.step() for one in compiled], ROUNDS).sides
+    samples = timing.side_by_side(steps(compiled), ROUNDS).sides
     medians = [timing.median_interval(one) for one in samples]
     found = []
     for index in range(len(group)):
