@@ -9,6 +9,7 @@ from cosearch import testing
 from cosearch.architecture.attention import ATTENTION
 from cosearch.architecture.feedforward import FEEDFORWARD
 from cosearch.export import STACKS
+from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS
 from cosearch.measure.process import Worker
 from cosearch.precision import FORMATS
 from cosearch.proposers import PROPOSERS
@@ -38,6 +39,16 @@ def test_feedforward(name: str):
 @pytest.mark.parametrize("name", FORMATS.names())
 def test_format(name: str):
     testing.check_format(name)
+
+
+@pytest.mark.parametrize("name", MATMUL_KERNELS.names())
+def test_matmul_kernel(name: str):
+    testing.check_matmul_kernel(name)
+
+
+@pytest.mark.parametrize("name", ATTENTION_KERNELS.names())
+def test_attention_kernel(name: str):
+    testing.check_attention_kernel(name)
 
 
 @pytest.mark.parametrize("name", PATTERNS.names())

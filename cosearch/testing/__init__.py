@@ -8,6 +8,7 @@ One file for each kind of thing that is registered.
 """
 
 from cosearch.testing.architecture import check_attention, check_feedforward
+from cosearch.testing.kernels import check_attention_kernel, check_matmul_kernel
 from cosearch.testing.precision import check_format
 from cosearch.testing.proposers import check_proposer, small_problem, small_space
 from cosearch.testing.sparsity import check_pattern, random_moments
@@ -17,8 +18,10 @@ from cosearch.testing.trackers import check_tracker
 
 __all__ = [
     "check_attention",
+    "check_attention_kernel",
     "check_feedforward",
     "check_format",
+    "check_matmul_kernel",
     "check_pattern",
     "check_proposer",
     "check_stack",
