@@ -7,7 +7,7 @@ from typing import Any
 
 from cosearch import precision, schedule, sparsity
 from cosearch.architecture import shape as architecture
-from cosearch.architecture.decoder import Decoder, scannable, why_not
+from cosearch.architecture.decoder import Decoder, scannable, why_no_kernel, why_not
 from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Candidate, Choices, Point, Value
 from cosearch.core.errors import Rejected, UserError
@@ -56,6 +56,12 @@ def decoder(candidate: Candidate) -> Decoder:
     return Decoder(served_shape(candidate), Precision.of(candidate.precision), Schedule.of(candidate.schedule))
 
 
+def portable_decoder(candidate: Candidate) -> Decoder:
+    """The same model over the same arrays, computed by XLA alone."""
+    schedule = Schedule.of(candidate.schedule).portable
+    return Decoder(served_shape(candidate), Precision.of(candidate.precision), schedule)
+
+
 def plain(candidate: Candidate) -> Candidate:
     """The same architecture the plain way: float32, dense, every schedule knob at its default."""
     point = {f"architecture.{name}": value for name, value in candidate.architecture.items()}
@@ -95,11 +101,18 @@ def _why_no_scan(point: Point) -> str | None:
     return "schedule.layers='scan' runs one loop over equal layers, and these layers differ; take 'unroll'"
 
 
+def _why_no_kernel(point: Point) -> str | None:
+    candidate = Candidate.from_point(point)
+    precision, schedule = Precision.of(candidate.precision), Schedule.of(candidate.schedule)
+    return why_no_kernel(served_shape(candidate), precision, schedule)
+
+
 RULES = (
     Rule("architecture fits", _fits(dense_shape)),
     Rule("sparsity fits", _fits(served_shape)),
     Rule("formats hold the matrices", _why_no_formats),
     Rule("scan needs equal layers", _why_no_scan),
+    Rule("kernels run something", _why_no_kernel),
 )
 
 

@@ -30,6 +30,7 @@ from cosearch.architecture.shape import (
     DecoderShape,
     LayerShape,
 )
+from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS
 from cosearch.precision import FORMATS, Precision
 from cosearch.schedule import Schedule
 
@@ -197,6 +198,35 @@ def scheduled_as(shape: DecoderShape, precision: Precision, schedule: Schedule, 
 def cached_as(precision: Precision, schedule: Schedule, layer: int) -> kv.KVCache:
     """How a layer's cache is stored and read."""
     return kv.KVCache(precision.cache_format(layer), schedule.cache_layout, precision.activations, schedule.attention)
+
+
+@functools.lru_cache(4096)
+def why_no_kernel(shape: DecoderShape, precision: Precision, schedule: Schedule) -> str | None:
+    """Why the kernels that a schedule names, or its fusion, would do nothing; None where each does something."""
+    dtype = precision.activations
+    if schedule.matmul in MATMUL_KERNELS:
+        kernel = MATMUL_KERNELS[schedule.matmul]
+        reasons = [
+            kernel.why_not(scheduled_as(shape, precision, schedule, path).product(1, (rows, columns), dtype))
+            for path, (*_, rows, columns) in shape.linears().items()
+        ]
+        if None not in reasons:
+            return f"schedule.matmul={schedule.matmul!r} multiplies none of the matrices: {reasons[0]}"
+    if schedule.attention in ATTENTION_KERNELS:
+        kernel, reasons = ATTENTION_KERNELS[schedule.attention], []
+        for index, layer in enumerate(shape.layers):
+            if isinstance(layer.attention, SoftmaxShape) and layer.attention.blocks is None:
+                cache = cached_as(precision, schedule, index)
+                reasons.append(kernel.why_not(layer.attention.over(cache, 1, 1)))
+        if None not in reasons:
+            why = reasons[0] if reasons else "no layer has softmax attention over all of a cache"
+            return f"schedule.attention={schedule.attention!r} runs no layer's attention: {why}"
+    if schedule.fusion != "none":
+        alone = why_not_fused(shape, precision, schedule)
+        if None not in alone or (schedule.fusion == "step" and any(alone)):
+            layer = next(index for index, why in enumerate(alone) if why)
+            return f"schedule.fusion={schedule.fusion!r}: layer {layer} is not run as one call: {alone[layer]}"
+    return None
 
 
 @functools.lru_cache(4096)

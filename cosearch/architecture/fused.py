@@ -16,7 +16,6 @@ from cosearch.architecture.cache import KVCache
 from cosearch.architecture.feedforward.mlp import MLPShape
 from cosearch.architecture.linear import Linear, MatrixStorage
 from cosearch.architecture.shape import LayerShape
-from cosearch.kernels import CachedAttention
 from cosearch.kernels.cpu import Attention, operations
 from cosearch.kernels.cpu.operations import GATED, GELU, NONE, RESIDUAL, Factor, Heads
 from cosearch.kernels.cpu.program import Buffer, Program
@@ -40,8 +39,7 @@ def why_not(shape: LayerShape, storages: Mapping[str, MatrixStorage], cache: KVC
             return "it attends to blocks of keys"
         if attention.borrows and attention.window is not None:
             return "it attends to keys of a layer below whose window moves on"
-        sizes = (1, attention.heads, attention.kv_heads, attention.head_dim, 1)
-        return Attention().why_not(CachedAttention(*sizes, cache.format, cache.layout, cache.dtype))
+        return Attention().why_not(attention.over(cache, 1, 1))
     return None
 
 

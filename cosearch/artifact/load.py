@@ -14,7 +14,9 @@ from jax import export
 from safetensors import deserialize
 
 from cosearch.artifact import DTYPES, MANIFEST, VERSION, WEIGHTS
-from cosearch.core.errors import UserError
+from cosearch.core.errors import Rejected, UserError
+from cosearch.kernels.cpu.program import Kernel
+from cosearch.kernels.cpu.program import load as load_kernel
 from cosearch.measure.fingerprint import fingerprint
 
 _MUST_AGREE = ("jaxlib", "processor", "system")
@@ -26,6 +28,7 @@ _KINDS = {
     "platform": str,
     "params": list,
     "cache": list,
+    "kernels": list,
     "batch": int,
     "capacity": int,
     "prefill_chunk": int,
@@ -103,6 +106,11 @@ def load(folder: Path) -> Artifact:
     platform = jax.devices()[0].platform
     if platform != manifest["platform"]:
         differing.append(f"platform {manifest['platform']} there, {platform} here")
+    try:
+        for name in manifest["kernels"]:
+            load_kernel(Kernel.of_name(name))
+    except Rejected as rejection:
+        differing.append(str(rejection))
     prepare = _compile if differing else _deserialize
     run = {phase: prepare(folder, phase, manifest) for phase in ("prefill", "decode")}
     return Artifact(folder, manifest, params, run, "; ".join(differing) or None)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ def save_artifact(
         (draft / WEIGHTS).write_bytes(stored)  # not by `save_file`, whose error does not say that the disk is full
         for phase, program in programs.items():
             (draft / f"{phase}.executable").write_bytes(_runtime_bytes(compiled[phase]))
-            exported = export.export(program.jitted())(*program.arguments())
+            portable = replace(program, model=axes.portable_decoder(candidate))
+            exported = export.export(portable.jitted())(*portable.arguments())
             (draft / f"{phase}.stablehlo").write_bytes(exported.serialize())
         write_json(draft / VERIFICATION, verification)
         files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(draft.iterdir())}
@@ -78,6 +79,7 @@ def save_artifact(
                 "fingerprint": fingerprint(),
                 "platform": jax.devices()[0].platform,
                 "compiler_options": options,
+                "kernels": sorted({name for program in programs.values() for name in program.kernels()}),
                 "batch": workload.batch,
                 "capacity": capacity,
                 "prefill_chunk": chunk,

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cosearch.kernels import cpu
 from cosearch.measure import timing
 
 _READ_BYTES = 256 * 1024 * 1024
@@ -21,7 +22,8 @@ def measure(progress: Callable[[str, float], None]) -> dict[str, Any]:
     dtypes = ("float32", "bfloat16", "int8")
     progress("measuring the read bandwidth", 0.0)
     data = jnp.ones(_READ_BYTES // 4, jnp.float32)
-    bandwidth = _READ_BYTES / _best(jax.jit(jnp.max), data)
+    readers = [jnp.max] if cpu.why_unavailable() or jax.devices()[0].platform != "cpu" else [jnp.max, cpu.read]
+    bandwidth = max(_READ_BYTES / _best(jax.jit(read), data) for read in readers)
     del data
     flops = {}
     for index, dtype in enumerate(dtypes):

@@ -38,7 +38,7 @@ class Worker:
     """One worker process, started when first called and after each failure anew."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = {**os.environ, **_large_pages(os.environ), **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
         self._buffer = b""
@@ -188,3 +188,9 @@ def _finite(text: str) -> float:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} in a reply")
+
+
+def _large_pages(environment: Mapping[str, str]) -> dict[str, str]:
+    """Have glibc ask Linux for large pages: reading memory through small ones took a third longer on one processor."""
+    told = environment.get("GLIBC_TUNABLES", "")
+    return {"GLIBC_TUNABLES": ":".join(filter(None, [told, "glibc.malloc.hugetlb=1"]))}

@@ -6,7 +6,7 @@ mathematics is written.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cosearch.core.candidate import Choices, Value
@@ -43,10 +43,10 @@ KNOBS: Mapping[str, Knob] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """`layers`: one loop over stacked layers, or each on its own. `matmul` and `attention`: what runs the matrix products
-    and decode attention: a lowering of XLA's (`matmul.py`) or a kernel (`cosearch/kernels`), in whose place the lowering
-    "dot" does what it cannot. `fusion`: how much one call of C++ kernels runs. `compiler_options`: 'name=value' for
-    XLA."""
+    """`layers`: one loop over stacked layers, or each on its own. `matmul` and `attention`: what runs the matrix
+    products and decode attention, a lowering of XLA's (`matmul.py`) or a kernel (`cosearch/kernels`), in whose place the
+    lowering "dot" does what it cannot. `fusion`: how much one call of C++ kernels runs. `compiler_options`: 'name=value'
+    for XLA."""
 
     layers: str = "scan"
     matmul: str = "dot"
@@ -59,6 +59,13 @@ class Schedule:
     @classmethod
     def of(cls, choices: Choices) -> "Schedule":
         return cls(**{name: choices.get(name, knob.default) for name, knob in KNOBS.items()})  # pyright: ignore[reportArgumentType]
+
+    @property
+    def portable(self) -> "Schedule":
+        """The same layouts without kernels, which are made for one kind of chip."""
+        kept = {"matmul": self.matmul, "attention": self.attention}
+        plain = {name: value if value in matmul.MATMULS else "dot" for name, value in kept.items()}
+        return replace(self, **plain, fusion="none")
 
     @property
     def options(self) -> dict[str, Any]:

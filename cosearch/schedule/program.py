@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from cosearch.architecture.decoder import Decoder, bind, params_spec
 from cosearch.core.errors import Rejected
 from cosearch.core.workload import Phase
+from cosearch.kernels.cpu.program import kernels_in
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class Program:
     def arguments(self) -> list[jax.ShapeDtypeStruct]:
         """The shapes of all inputs."""
         return [*self.params.values(), *self.cache, *self.inputs]
+
+    def kernels(self) -> list[str]:
+        """The C++ kernels that it calls (`cosearch.kernels.cpu.program.load`)."""
+        return kernels_in(self.jitted().lower(*self.arguments()).as_text())
 
     def compile(self, options: dict[str, Any]) -> jax.stages.Compiled:
         """Compile for the default device.

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from cosearch.core.candidate import Candidate
 from cosearch.core.registry import Registry
 from cosearch.core.target import Target
+from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS
 
 MeasurePeaks = Callable[[], Mapping[str, Any]]
 
@@ -29,3 +30,16 @@ class Chip(Protocol):
 
 
 TARGETS: Registry[Chip] = Registry("target", __name__)
+
+
+def why_no_kernels(candidate: Candidate, platform: str) -> str | None:
+    """Why the kernels that a candidate's schedule names are not for this kind of device, or not to be had here."""
+    for knob, kernels in (("matmul", MATMUL_KERNELS), ("attention", ATTENTION_KERNELS)):
+        name = candidate.schedule.get(knob)
+        if name in kernels:
+            kernel = kernels[str(name)]
+            if platform not in kernel.platforms:
+                return f"the kernel {name!r} is for {', '.join(sorted(kernel.platforms))}"
+            if why := kernel.why_unavailable():
+                return f"the kernel {name!r} is not to be had: {why}"
+    return None

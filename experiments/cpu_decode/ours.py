@@ -20,8 +20,7 @@ from cosearch.architecture.decoder import Decoder
 from cosearch.architecture.feedforward.mlp import MLPShape
 from cosearch.architecture.shape import DecoderShape, LayerShape
 from cosearch.core.workload import Phase
-from cosearch.kernels.cpu import operations
-from cosearch.kernels.cpu.program import Program as Native
+from cosearch.kernels import cpu
 from cosearch.precision import Precision
 from cosearch.schedule import Schedule
 from cosearch.schedule.program import Program
@@ -74,14 +73,7 @@ def main() -> None:
 
     @cache
     def reader() -> Callable[[], None]:
-        data = jnp.ones(_READ_BYTES // 4, jnp.float32)
-
-        def read(array: jax.Array) -> jax.Array:
-            program = Native()
-            operations.read(program, array)
-            return program.call()[0]
-
-        run = jax.jit(read)
+        data, run = jnp.ones(_READ_BYTES // 4, jnp.float32), jax.jit(cpu.read)
         return lambda: jax.block_until_ready(run(data))
 
     def bandwidth() -> list[float]:

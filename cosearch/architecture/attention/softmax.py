@@ -127,6 +127,11 @@ class SoftmaxShape:
             return sums + products * float((np.arange(context - tokens, context) + 1).sum())
         return sums + products * self.reads(1, context)["key"][1]
 
+    def over(self, cache: KVCache, batch: int, slots: int) -> CachedAttention:
+        """What a kernel is asked for in a decode step."""
+        sizes = (batch, self.heads, self.kv_heads, self.head_dim, slots)
+        return CachedAttention(*sizes, cache.format, cache.layout, cache.dtype)
+
     def build(self, parts: Mapping[str, Any], cache: KVCache) -> "SoftmaxAttention":
         return SoftmaxAttention(self, parts, cache)
 
@@ -211,7 +216,7 @@ class SoftmaxAttention(nnx.Module):
         mask = (self.held(position, slots) >= 0)[None, :]
         shared = Attended(self.cache.load(cache, "key"), self.cache.load(cache, "value"), mask)
         if lowering in ATTENTION_KERNELS:
-            kernel, attention = ATTENTION_KERNELS[lowering], self.attention(len(x_B1W), slots)
+            kernel, attention = ATTENTION_KERNELS[lowering], self.shape.over(self.cache, len(x_B1W), slots)
             if kernel.why_not(attention) is None:
                 length = jnp.minimum(position + 1, slots)
                 out = kernel(query[:, 0], cache["key"], cache["value"], length, attention)
@@ -271,11 +276,6 @@ class SoftmaxAttention(nnx.Module):
         """Where a token lives."""
         sinks = self.shape.sinks
         return jnp.where(position < sinks, position, sinks + (position - sinks) % self._ring(slots))
-
-    def attention(self, batch: int, slots: int) -> CachedAttention:
-        """What a kernel is asked for in a decode step."""
-        sizes = (batch, self.shape.heads, self.shape.kv_heads, self.shape.head_dim, slots)
-        return CachedAttention(*sizes, self.cache.format, self.cache.layout, self.cache.dtype)
 
     def targets(self, start: jax.Array, tokens: int, length: jax.Array, slots: int) -> jax.Array:
         """[T]: where the tokens of a chunk are written, of which the first `length` are real; `slots` for none.

@@ -21,7 +21,7 @@ class Matmul:
     platforms = frozenset({"cpu"})
 
     def why_unavailable(self) -> str | None:
-        return build.why_unavailable()
+        return why_unavailable()
 
     def why_not(self, product: Product) -> str | None:
         return operations.why_no_product(product)
@@ -40,7 +40,7 @@ class Attention:
     platforms = frozenset({"cpu"})
 
     def why_unavailable(self) -> str | None:
-        return build.why_unavailable()
+        return why_unavailable()
 
     def why_not(self, attention: CachedAttention) -> str | None:
         if attention.format not in CACHES:
@@ -65,6 +65,18 @@ class Attention:
         cache = tuple({part: program.argument(array) for part, array in tensor.items()} for tensor in (key, value))
         operations.attend(program, at, sizes, (cache[0], cache[1]), program.argument(jnp.int32(length)), out)
         return program.call()[0].reshape(query_BHD.shape).astype(query_BHD.dtype)
+
+
+def why_unavailable() -> str | None:
+    """Why no C++ kernel can be compiled and run here; None where they can."""
+    return build.why_unavailable()
+
+
+def read(array: jax.Array) -> jax.Array:
+    """Sums of parts of an array of float32: what takes no less time than to read it with all threads."""
+    program = Program()
+    operations.read(program, array)
+    return program.call()[0]
 
 
 MATMUL_KERNELS.register("cpp")(Matmul())

@@ -1,6 +1,6 @@
 """The operations of `native/` as functions that add them to a program: which file, which macros, which buffers.
 
-Numbers between operations are float32, [tokens, width]. Matrices lie "out_in", so that each output is one row of memory.
+Numbers between operations are float32, [tokens, width]. Matrices lie "out_in": each output is one row of memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -122,10 +122,11 @@ def matmul(
         "INPUT": f"{_input_of(product).upper()}_INPUT",
         "ROWS": tiles.rows,
         "TOKENS": tiles.tokens,
-        "PANEL": tiles.panel_bytes,
-        "AHEAD": tiles.ahead_bytes,
     }
-    params = [count, product.rows, epilogue, tiles.chunks, len(factors), *(factor.columns for factor in factors)]
+    params = [
+        *(count, product.rows, epilogue, tiles.chunks, tiles.ahead_bytes, tiles.panel_bytes),
+        *(len(factors), *(factor.columns for factor in factors)),
+    ]
     program.add(Kernel("matmul", tuple(sorted(macros.items()))), buffers, params)
     return out
 

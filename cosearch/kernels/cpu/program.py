@@ -53,10 +53,10 @@ class Kernel:
         return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "little") >> 1
 
 
-def kernels_in(text: str) -> list[Kernel]:
-    """The kernels that the programs in a lowered module's StableHLO text call: what a process must load to run it."""
+def kernels_in(text: str) -> list[str]:
+    """The names of the kernels that programs in a lowered module's text call: what a process must `load` to run it."""
     lists = re.findall(rf'{_KERNELS} = "([^"]*)"', text)
-    return [Kernel.of_name(name) for name in sorted({name for names in lists for name in names.split(";") if name})]
+    return sorted({name for names in lists for name in names.split(";") if name})
 
 
 @functools.cache

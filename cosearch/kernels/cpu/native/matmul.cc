@@ -1,13 +1,13 @@
 // Products of prepared inputs (prepare.cc) with matrices "out_in": each of the matrix' columns is a row of memory.
 //
-// Macros: FORMAT; INPUT float32, bfloat16 or int8 (how the input is prepared); AHEAD: bytes to prefetch ahead of what is
-// read; ROWS, TOKENS: the tile that is summed in registers where there are more than two tokens; PANEL: bytes of rows that
-// are opened at a time for that.
+// Macros: FORMAT; INPUT float32, bfloat16 or int8 (how the input is prepared); ROWS, TOKENS: the tile that is summed in
+// registers where there are more than two tokens.
 //
 // One to three matrices of the same format are multiplied with the same input, as if they were one: their results stand
 // side by side. buffers: x, out [tokens, columns of all] float32, residual (or out again), then for each matrix its
 // values, scale and tensor scale (values again where there is none).
-// params: tokens, rows, epilogue, chunks a thread, count of matrices, columns of each
+// params: tokens, rows, epilogue, chunks a thread, bytes to prefetch ahead of what few tokens read, bytes of rows that are
+//   opened at a time for many tokens, count of matrices, columns of each
 // epilogue: 0 none; 1 adds the residual [tokens, columns]; 2 silu of the first times the second, [tokens, columns of
 // one]; 3 gelu (tanh)
 #include <algorithm>
@@ -41,11 +41,10 @@ struct Matrix {
 
 // Tiles: ROWS rows of the matrix by T tokens, [T, ROWS] in `out`. -----------------------------------------------------
 
-// Memory is read fastest as one stream, with the lines that are `AHEAD` of it asked for before the processor would.
+// Memory is read fastest as one stream, with the lines that are `ahead` of it asked for before the processor would.
 template <int BYTES>
-inline void prefetch(const char* at) {
-  if constexpr (AHEAD > 0)
-    for (int line = 0; line < BYTES; line += 64) _mm_prefetch(at + AHEAD + line, _MM_HINT_T0);
+inline void prefetch(const char* at, int64_t ahead) {
+  for (int line = 0; line < BYTES; line += 64) _mm_prefetch(at + ahead + line, _MM_HINT_T0);
 }
 
 // Few sums leave room for several at a time along a row, which the processor adds up independently.
@@ -53,7 +52,7 @@ template <int R, int T>
 constexpr int CHAINS = R * T >= 8 ? 1 : R * T >= 4 ? 2 : 4;
 
 template <class F, int R, int T>
-inline void tile_float32(const char* const* row, const char* x, int64_t stride, int64_t rows, float* out) {
+inline void tile_float32(const char* const* row, const char* x, int64_t stride, int64_t rows, int64_t ahead, float* out) {
   constexpr int U = CHAINS<R, T>;
   V acc[U][R][T];
   for (int u = 0; u < U; ++u)
@@ -65,7 +64,7 @@ inline void tile_float32(const char* const* row, const char* x, int64_t stride, 
       V w[R];
       for (int r = 0; r < R; ++r) {
         w[r] = F::load16(row[r], k + 16 * u);
-        if (T <= 2 && u == 0) prefetch<16 * U * F::bits / 8>(row[r] + k * F::bits / 8);
+        if (T <= 2 && u == 0) prefetch<16 * U * F::bits / 8>(row[r] + k * F::bits / 8, ahead);
       }
       for (int t = 0; t < T; ++t) {
         V in = load((const float*)(x + t * stride) + k + 16 * u);
@@ -93,7 +92,7 @@ inline void tile_float32(const char* const* row, const char* x, int64_t stride, 
 inline __m512bh pairs(const void* p) { return (__m512bh)_mm512_loadu_si512(p); }
 
 template <int R, int T>
-inline void tile_bfloat16(const char* const* row, const char* x, int64_t stride, int64_t rows, float* out) {
+inline void tile_bfloat16(const char* const* row, const char* x, int64_t stride, int64_t rows, int64_t ahead, float* out) {
   constexpr int U = CHAINS<R, T>;
   __m512 acc[U][R][T];
   for (int u = 0; u < U; ++u)
@@ -105,7 +104,7 @@ inline void tile_bfloat16(const char* const* row, const char* x, int64_t stride,
       __m512bh w[R];
       for (int r = 0; r < R; ++r) {
         w[r] = pairs(row[r] + 2 * k + 64 * u);
-        if (T <= 2 && u == 0) prefetch<64 * U>(row[r] + 2 * k);
+        if (T <= 2 && u == 0) prefetch<64 * U>(row[r] + 2 * k, ahead);
       }
       for (int t = 0; t < T; ++t) {
         __m512bh in = pairs(x + t * stride + 2 * k + 64 * u);
@@ -137,7 +136,7 @@ inline __m512i bytes(const char* row, int64_t k, int64_t count) {
 #ifdef __AVX512VNNI__
 // The input is unsigned, with 128 added: 128 times the sum of the weights is taken off again.
 template <int R, int T>
-inline void tile_int8(const char* const* row, const char* x, int64_t stride, int64_t rows, float* out) {
+inline void tile_int8(const char* const* row, const char* x, int64_t stride, int64_t rows, int64_t ahead, float* out) {
   __m512i acc[R][T], sum_of[R], ones = _mm512_set1_epi8(1);
   for (int r = 0; r < R; ++r) {
     sum_of[r] = _mm512_setzero_si512();
@@ -147,7 +146,7 @@ inline void tile_int8(const char* const* row, const char* x, int64_t stride, int
     __m512i w[R];
     for (int r = 0; r < R; ++r) {
       w[r] = bytes(row[r], k, rows);
-      if constexpr (T <= 2) prefetch<64>(row[r] + k);
+      if constexpr (T <= 2) prefetch<64>(row[r] + k, ahead);
       sum_of[r] = _mm512_dpbusd_epi32(sum_of[r], ones, w[r]);
     }
     for (int t = 0; t < T; ++t) {
@@ -189,7 +188,7 @@ inline __m512 spread(const char* scales, int64_t group, int64_t groups, float te
 // Nibbles choose from a table of their values as they stand in the weights' words; the input was put in their order.
 template <class F, int R, int T>
 inline void tile_nibbles(const Matrix& m, const char* const* row, const char* const* scales, const char* x, int64_t stride,
-                         int64_t rows, float* out) {
+                         int64_t rows, int64_t ahead, float* out) {
   __m512 acc[R][T];
   for (int r = 0; r < R; ++r)
     for (int t = 0; t < T; ++t) acc[r][t] = _mm512_setzero_ps();
@@ -206,7 +205,7 @@ inline void tile_nibbles(const Matrix& m, const char* const* row, const char* co
   for (int64_t k = 0; k < rows; k += 128) {
     for (int r = 0; r < R; ++r) {
       __m512i w = bytes(row[r], k / 2, rows / 2);
-      if constexpr (T <= 2) prefetch<64>(row[r] + k / 2);
+      if constexpr (T <= 2) prefetch<64>(row[r] + k / 2, ahead);
       __m512 part[T];
 #if INPUT == INT8_INPUT
       __m512i low = _mm512_and_si512(w, _mm512_set1_epi8(15));
@@ -250,7 +249,8 @@ struct Rows {
 };
 
 template <bool OPENED, int R, int T>
-inline void tile(const Matrix& m, const Rows& from, int64_t at, const char* x, int64_t stride, int64_t rows, float* out) {
+inline void tile(const Matrix& m, const Rows& from, int64_t at, const char* x, int64_t stride, int64_t rows, int64_t ahead,
+                 float* out) {
   const char *row[R], *scales[R];
   for (int r = 0; r < R; ++r) {
     row[r] = from.values + (at + r) * from.row_bytes;
@@ -258,16 +258,16 @@ inline void tile(const Matrix& m, const Rows& from, int64_t at, const char* x, i
   }
   if constexpr (NIBBLES && (!OPENED || INPUT == INT8_INPUT)) {
 #ifdef COSEARCH_WIDE
-    tile_nibbles<FORMAT, R, T>(m, row, scales, x, stride, rows, out);
+    tile_nibbles<FORMAT, R, T>(m, row, scales, x, stride, rows, ahead, out);
 #endif
   } else {
     if constexpr (INPUT == FLOAT32_INPUT)
-      tile_float32<std::conditional_t<OPENED, float32, FORMAT>, R, T>(row, x, stride, rows, out);
+      tile_float32<std::conditional_t<OPENED, float32, FORMAT>, R, T>(row, x, stride, rows, ahead, out);
 #ifdef __AVX512BF16__
-    if constexpr (INPUT == BFLOAT16_INPUT) tile_bfloat16<R, T>(row, x, stride, rows, out);
+    if constexpr (INPUT == BFLOAT16_INPUT) tile_bfloat16<R, T>(row, x, stride, rows, ahead, out);
 #endif
 #ifdef __AVX512VNNI__
-    if constexpr (INPUT == INT8_INPUT) tile_int8<R, T>(row, x, stride, rows, out);
+    if constexpr (INPUT == INT8_INPUT) tile_int8<R, T>(row, x, stride, rows, ahead, out);
 #endif
     if constexpr (FORMAT::scales == Scales::column)
       for (int t = 0; t < T; ++t)
@@ -333,21 +333,21 @@ inline V gelu(V x) {  // x times the logistic function of 2 sqrt(2 / pi) (x + 0.
 }
 
 struct Product {
-  int64_t tokens, rows, epilogue, count, stride, out_columns;
+  int64_t tokens, rows, epilogue, ahead, panel, count, stride, out_columns;
   const char* x;
   float* out;
   const float* residual;
   Matrix matrices[3];
   int64_t columns[3];
 
-  Product(Buffers b, Params p) : tokens(p[0]), rows(p[1]), epilogue(p[2]), count(p[4]) {
+  Product(Buffers b, Params p) : tokens(p[0]), rows(p[1]), epilogue(p[2]), ahead(p[4]), panel(p[5]), count(p[6]) {
     x = (const char*)b[0];
     out = (float*)b[1];
     residual = (const float*)b[2];
     stride = prepared_stride(kind(tokens), rows);
     out_columns = 0;
     for (int i = 0; i < count; ++i) {
-      columns[i] = p[5 + i];
+      columns[i] = p[7 + i];
       Matrix& m = matrices[i];
       m.values = (const char*)b[3 + 3 * i];
       m.scale = (const char*)b[4 + 3 * i];
@@ -401,7 +401,7 @@ static void few(const Product& p, int64_t begin, int64_t end) {
       Rows rows{m.values, m.scale, m.row_bytes, m.scale_bytes, m.scale};
       for (int64_t r = 0; r < width; ++r) {
         float one[T];
-        tile<false, 1, T>(m, rows, row + r, p.x, p.stride, p.rows, one);
+        tile<false, 1, T>(m, rows, row + r, p.x, p.stride, p.rows, p.ahead, one);
         for (int t = 0; t < T; ++t) (half ? others : sums)[t * width + r] = one[t];
       }
     }
@@ -413,7 +413,7 @@ static void few(const Product& p, int64_t begin, int64_t end) {
 // Many tokens: rows are opened into a panel that stays in the cache, and all tokens go by it.
 template <int R, int T>
 static void stripe(const Product& p, const Matrix& m, const Rows& rows, int64_t at, int64_t first, float* sums) {
-  tile<true, R, T>(m, rows, at, p.x + first * p.stride, p.stride, p.rows, sums);
+  tile<true, R, T>(m, rows, at, p.x + first * p.stride, p.stride, p.rows, 0, sums);
 }
 
 template <int R>
@@ -439,7 +439,7 @@ static void many(const Product& p, int64_t begin, int64_t end, char* scratch) {
     auto [i, row] = p.find(column);
     const Matrix* m[2] = {&p.matrices[i], &p.matrices[1]};
     int64_t bytes = opened_bytes(*m[0], p.rows);
-    int64_t height = std::max<int64_t>(ROWS, std::min<int64_t>(PANEL, SCRATCH_BYTES) / (bytes * halves) / ROWS * ROWS);
+    int64_t height = std::max<int64_t>(ROWS, std::min<int64_t>(p.panel, SCRATCH_BYTES) / (bytes * halves) / ROWS * ROWS);
     int64_t width = std::min<int64_t>({height, end - column, p.columns[i] - row});
     Rows rows[2];
     for (int h = 0; h < halves; ++h) {
@@ -456,7 +456,7 @@ static void many(const Product& p, int64_t begin, int64_t end, char* scratch) {
 
 extern "C" int64_t chunks(Params p, int64_t threads) {
   int64_t columns = 0;
-  for (int i = 0; i < p[4]; ++i) columns += p[2] == 2 && i ? 0 : p[5 + i];
+  for (int i = 0; i < p[6]; ++i) columns += p[2] == 2 && i ? 0 : p[7 + i];
   int64_t work = p[0] * p[1] * columns;
   // A chunk should be worth waking a thread up for.
   return std::max<int64_t>(1, std::min({threads * p[3], (columns + 15) / 16, work >> 14}));
