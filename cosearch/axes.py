@@ -1,11 +1,13 @@
 """The four axes together: which knobs there are, which points are legal, and the decoder a candidate stands for."""
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cosearch import precision, schedule, sparsity
+from cosearch.architecture import decoder as decoder_of
 from cosearch.architecture import shape as architecture
 from cosearch.architecture.decoder import Decoder, scannable, why_no_kernel, why_not
 from cosearch.architecture.shape import DecoderShape
@@ -13,7 +15,9 @@ from cosearch.core.candidate import Candidate, Choices, Point, Value
 from cosearch.core.errors import Rejected, UserError
 from cosearch.core.registry import did_you_mean
 from cosearch.core.space import Knob, Rule, Space
+from cosearch.core.workload import Workload
 from cosearch.export import STACKS
+from cosearch.kernels import Product
 from cosearch.paths import SEARCH_SPACES
 from cosearch.precision import Precision
 from cosearch.schedule import Schedule
@@ -60,6 +64,14 @@ def portable_decoder(candidate: Candidate) -> Decoder:
     """The same model over the same arrays, computed by XLA alone."""
     schedule = Schedule.of(candidate.schedule).portable
     return Decoder(served_shape(candidate), Precision.of(candidate.precision), schedule)
+
+
+def native_products(candidate: Candidate, workload: Workload) -> list[Product]:
+    """The products that C++ kernels do for a candidate, at any of the operating points."""
+    shape, precision = served_shape(candidate), Precision.of(candidate.precision)
+    schedule = Schedule.of(candidate.schedule)
+    each = (decoder_of.native_products(shape, precision, schedule, point.tokens) for point in workload.points)
+    return list(dict.fromkeys(itertools.chain.from_iterable(each)))
 
 
 def plain(candidate: Candidate) -> Candidate:

@@ -65,7 +65,7 @@ class Compile:
     purpose: str = "search"
     name = "compile"
     depends_on = "latency_key"
-    provides = frozenset({"compile_s", "weight_bytes", "cache_bytes", "memory_bytes"})
+    provides = frozenset({"compile_s", "weight_bytes", "cache_bytes", "memory_bytes", "copied_bytes"})
 
     def __call__(self, candidate: Candidate, problem: Problem) -> Metrics:
         arguments = {

@@ -30,7 +30,7 @@ from cosearch.architecture.shape import (
     DecoderShape,
     LayerShape,
 )
-from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS
+from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS, Product
 from cosearch.precision import FORMATS, Precision
 from cosearch.schedule import Schedule
 
@@ -227,6 +227,25 @@ def why_no_kernel(shape: DecoderShape, precision: Precision, schedule: Schedule)
             layer = next(index for index, why in enumerate(alone) if why)
             return f"schedule.fusion={schedule.fusion!r}: layer {layer} is not run as one call: {alone[layer]}"
     return None
+
+
+def native_products(shape: DecoderShape, precision: Precision, schedule: Schedule, tokens: int) -> list[Product]:
+    """The products that the C++ kernels do in one run of so many `tokens`; those that run as one count as one."""
+    if schedule.matmul != "cpp":
+        return []
+    found = []
+    alone = why_not_fused(shape, precision, schedule)
+    for index, layer in enumerate(shape.layers):
+        for block, one in layer.blocks():
+            sizes = {name: (rows, columns) for name, (*_, rows, columns) in one.linears(shape.width).items()}
+            groups = [(name,) for name in sizes]
+            if alone[index] is None:
+                groups = [one.reads_norm, *((name,) for name in sizes if name not in one.reads_norm)]
+            for names in groups:
+                storage = scheduled_as(shape, precision, schedule, f"layers.{index}.{block}.{names[0]}")
+                together = (sizes[names[0]][0], sum(sizes[name][1] for name in names))
+                found.append(storage.product(tokens, together, precision.activations))
+    return [product for product in found if MATMUL_KERNELS["cpp"].why_not(product) is None]
 
 
 @functools.lru_cache(4096)

@@ -11,6 +11,7 @@ UNITS: dict[str, str] = {
     "memory_bytes": "bytes",
     "weight_bytes": "bytes",
     "cache_bytes": "bytes",
+    "copied_bytes": "bytes",
     "parameters": "count",
     "bits_per_byte": "bits/byte",
     "recall_accuracy": "fraction",

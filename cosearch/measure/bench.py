@@ -1,6 +1,8 @@
 """The bench of a worker process: programs compiled for a candidate, ready to be verified and timed."""
 
 import hashlib
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +29,17 @@ _MOST_COPIES = 256
 _CANARY_SIZE = 128
 _REPEATED = 16
 """Tokens that are decoded twice, to see whether the same comes out."""
+
+
+_COPY = re.compile(r"= (\w+)\[([\d,]*)\]\S* copy(?:-start)?\(")
+_DTYPES = {
+    "f32": "float32",
+    "bf16": "bfloat16",
+    "f8e4m3fn": "float8_e4m3fn",
+    "s8": "int8",
+    "u8": "uint8",
+}
+"""HLO's names of what caches are stored in."""
 
 
 @dataclass
@@ -89,6 +102,12 @@ class Compiled:
             out, *cache = decode(*self.params, *cache, tokens[:, position], np.int32(position))
             found.append(out)
         return np.stack([np.asarray(out) for out in found], axis=1)
+
+    @property
+    def copied_bytes(self) -> int:
+        """How much of the cache a run copies as a whole: nothing, where it is written in place."""
+        caches = {(str(spec.dtype), spec.shape) for spec in self.program.cache}
+        return sum(size for dtype, shape, size in copies_in(self.executable.as_text()) if (dtype, shape) in caches)
 
     @property
     def temporary_bytes(self) -> int:
@@ -189,6 +208,16 @@ class Bench:
             if not np.array_equal(again, logits[:, :few]):
                 raise Rejected("wrong result: the same inputs give other logits when they are computed again")
         return verified
+
+
+def copies_in(hlo: str) -> list[tuple[str, tuple[int, ...], int]]:
+    """The copies in optimised HLO: dtype, shape and bytes of each."""
+    found = []
+    for kind, sizes in _COPY.findall(hlo or ""):
+        dtype, shape = _DTYPES.get(kind), tuple(map(int, filter(None, sizes.split(","))))
+        if dtype is not None:
+            found.append((dtype, shape, math.prod(shape) * jnp.dtype(dtype).itemsize))
+    return found
 
 
 def _any_finite(rng: np.random.Generator, spec: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -17,10 +17,14 @@ from cosearch.core.errors import Rejected
 from cosearch.core.workload import Workload
 from cosearch.measure import peaks, timing
 from cosearch.measure.bench import Bench, device_canary, steps
+from cosearch.measure.tune import tune_all
 from cosearch.precision import Precision
 from cosearch.quality import Recipe, corpus
 from cosearch.quality.evaluate import evaluate
 from cosearch.quality.serve import served
+
+_TUNE_S = 3.0
+"""For the kernels of one candidate; what was tuned once serves all that come after."""
 
 Progress = Callable[[str, float], None]
 Task = Callable[..., Mapping[str, Any]]
@@ -66,6 +70,7 @@ def compile_candidate(
     """Compile a candidate for every operating point, and count the bytes it takes in memory; `seed` draws its weights
     and what it is verified with."""
     candidate, start = Candidate.from_point(point), time.perf_counter()
+    tune_all(axes.native_products(candidate, Workload.from_json(workload)), _TUNE_S)
     programs = work.bench.compile(candidate, Workload.from_json(workload), seed)
     weights = sum(array.nbytes for array in programs[0].params)
     cache = max(sum(spec.size * spec.dtype.itemsize for spec in compiled.program.cache) for compiled in programs)
@@ -74,6 +79,7 @@ def compile_candidate(
         "weight_bytes": weights,
         "cache_bytes": cache,
         "memory_bytes": weights + cache + max(compiled.temporary_bytes for compiled in programs),
+        "copied_bytes": max(compiled.copied_bytes for compiled in programs),
         "parameters": programs[0].program.model.shape.parameters,
     }
 

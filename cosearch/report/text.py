@@ -16,6 +16,7 @@ _LABELS = {
     "memory_bytes": "memory",
     "weight_bytes": "weight size",
     "cache_bytes": "cache size",
+    "copied_bytes": "cache copied a step",
     "bits_per_byte": "bits/byte",
     "recall_accuracy": "recall",
     "numerical_error": "numerical error",

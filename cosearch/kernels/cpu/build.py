@@ -73,7 +73,7 @@ def load(source: str, macros: Mapping[str, str | int], isa: tuple[str, ...]) -> 
 def _load(source: str, macros: tuple[tuple[str, str | int], ...], isa: tuple[str, ...]) -> ctypes.CDLL:
     defined = [f"-D{name}={value}" for name, value in macros]
     command = [*_FLAGS, *_targets(isa), *defined, f"-I{jax.ffi.include_dir()}"]
-    digest = hashlib.sha256(repr((source, _content(), [*_FLAGS, *_targets(isa), *defined], _version())).encode())
+    digest = hashlib.sha256(repr((source, _content(), [*_FLAGS, *_targets(isa), *defined], version())).encode())
     digest.update(jax.lib.__version__.encode() if source == "runtime.cc" else b"")
     library = cache_dir() / "kernels" / f"{Path(source).stem}-{digest.hexdigest()[:16]}.so"
     if not library.is_file():
@@ -114,7 +114,8 @@ def _content() -> str:
 
 
 @functools.cache
-def _version() -> str:
+def version() -> str:
+    """The compiler's name and version."""
     path = compiler()
     assert path is not None
     return subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()[0]

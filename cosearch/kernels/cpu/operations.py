@@ -11,7 +11,7 @@ import jax
 from cosearch.kernels import Product
 from cosearch.kernels.cpu import build
 from cosearch.kernels.cpu.program import Buffer, Kernel, Program
-from cosearch.kernels.cpu.tiles import tiles_for
+from cosearch.kernels.cpu.tiles import Tiles, tiles_for
 
 _GROUPS = {"int4_g32": 32, "int4_g64": 64, "int4_g128": 128, "mxfp4": 32, "nvfp4": 16}
 """Formats of 4 bits to the rows of a group."""
@@ -97,10 +97,12 @@ def matmul(
     norm: jax.Array | None = None,
     epilogue: int = NONE,
     residual: Buffer | None = None,
+    tiles: Tiles | None = None,
 ) -> Buffer:
     """`x` [tokens, rows], RMS-normalised if there is a `norm` [rows], times matrices: [tokens, columns] side by side.
 
     `product` says how the matrices are stored; its columns are those of all. The result is `out`, or a temporary.
+    `tiles`, if given, are taken instead of the best that are known.
     """
     kind, count = _kind_of(product), product.tokens
     prepared = x
@@ -116,7 +118,7 @@ def matmul(
         values = program.argument(factor.stored["values"])
         parts = [factor.stored.get("scale"), factor.stored.get("tensor_scale")]
         buffers += [values, *(values if part is None else program.argument(part) for part in parts)]
-    tiles = tiles_for(product)
+    tiles = tiles or tiles_for(product)
     macros = {
         "FORMAT": product.format,
         "INPUT": f"{_input_of(product).upper()}_INPUT",
