@@ -21,6 +21,7 @@ from cosearch.latency.features import work
 from cosearch.measure import timing
 from cosearch.measure.process import Progress, Worker
 from cosearch.quality import Recipe
+from cosearch.schedule import Schedule
 
 _BELOW_FLOOR = 0.5
 """A median below this part of the roofline's floor cannot be: the peaks are measured too, and may be a little low."""
@@ -108,7 +109,8 @@ class Measure:
         reply = self.worker.call("measure", arguments, self.limit_s)
         by_point = reply["samples_s"]
         for point, samples in zip(problem.workload.points, by_point, strict=True):
-            floor = roofline.floor_s(work(candidate, point), problem.target)
+            steps = Schedule.of(candidate.schedule).steps if point.phase == "decode" else 1
+            floor = roofline.floor_s(work(candidate, point), problem.target, steps)
             if np.median(samples) < _BELOW_FLOOR * floor:
                 raise Rejected(
                     f"impossible: {np.median(samples):.3g} s for {point.phase} at context {point.context}, where the "

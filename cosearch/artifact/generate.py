@@ -60,17 +60,21 @@ def generate(artifact: Artifact, prompt: str, tokens: int, temperature: float = 
     jax.block_until_ready(logits)
     prefilled = time.perf_counter()
     out = bytearray()
-    for position in range(len(data), len(data) + tokens):
-        out.append(_choose(np.asarray(logits)[0], temperature, rng))
-        token = jnp.full((batch,), out[-1], jnp.int32)
-        logits, *cache = artifact.run["decode"](*artifact.params, *cache, token, jnp.int32(position))
-    jax.block_until_ready(logits)
+    steps, last = manifest["steps"], np.asarray(logits)[0]
+    for position in range(len(data), len(data) + tokens, steps):
+        given = np.full((batch, steps), -1, np.int32)
+        given[:, 0] = (last + _noise(temperature, rng)).argmax()
+        inputs = [jnp.asarray(given), jnp.int32(position)]
+        if steps > 1:
+            noise = [_noise(temperature, rng) for _ in range(steps - 1)]
+            inputs.append(jnp.asarray(np.broadcast_to(np.array(noise)[:, None], (steps - 1, batch, 256)), jnp.float32))
+        logits, chosen, *cache = artifact.run["decode"](*artifact.params, *cache, *inputs)
+        last = np.asarray(logits)[0, -1]
+        out += bytes(np.asarray(chosen)[0].tolist())
+    del out[tokens:]
     return Generation(out.decode(errors="replace"), tokens, prefilled - start, time.perf_counter() - prefilled)
 
 
-def _choose(logits: np.ndarray, temperature: float, rng: np.random.Generator) -> int:
-    if temperature <= 0:
-        return int(logits.argmax())
-    scaled = logits.astype(np.float64) / temperature
-    odds = np.exp(scaled - scaled.max())
-    return int(rng.choice(len(odds), p=odds / odds.sum()))
+def _noise(temperature: float, rng: np.random.Generator) -> np.ndarray:
+    """What makes the largest of 256 logits a draw at this temperature (Gumbel 1954)."""
+    return temperature * rng.gumbel(size=256) if temperature > 0 else np.zeros(256)

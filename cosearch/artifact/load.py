@@ -32,6 +32,7 @@ _KINDS = {
     "batch": int,
     "capacity": int,
     "prefill_chunk": int,
+    "steps": int,
 }
 """What loading and generating reads of a manifest."""
 _FILES = {WEIGHTS} | {f"{phase}.{kind}" for phase in ("prefill", "decode") for kind in ("executable", "stablehlo")}

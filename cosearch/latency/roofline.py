@@ -13,10 +13,15 @@ _PACKED = 4
 peaks that were measured with XLA's products do not show."""
 
 
-def floor_s(work: Work, target: Target) -> float:
-    """Seconds that one run on cold data takes at least, in whatever numbers it multiplies."""
+def floor_s(work: Work, target: Target, steps: int = 1) -> float:
+    """Seconds that each of so many `steps` of one run takes at least, in whatever numbers it multiplies.
+
+    A run starts on cold data; what the chip's caches hold it need not read again in its later steps.
+    """
+    stays = work.weight_bytes + work.cache_bytes <= target.cache_bytes
+    read_bytes = work.read_bytes / (steps if stays else 1)
     fastest = _PACKED * max(target.peak_flops_per_s.values())
-    return max(work.read_bytes / target.bandwidth_bytes_per_s, work.flops / fastest)
+    return max(read_bytes / target.bandwidth_bytes_per_s, work.flops / fastest)
 
 
 def latency_s(candidate: Candidate, workload: Workload, target: Target) -> float:

@@ -46,7 +46,8 @@ _DTYPES = {
 class Compiled:
     """One operating point of a candidate, compiled, with its inputs on the device.
 
-    A prefill also has the `decode` program of the same cache: only by going on from it does one see what it wrote.
+    A prefill also has a `decode` program of one step over the same cache: only by going on from it does one see what it
+    wrote.
     """
 
     point: OperatingPoint
@@ -98,10 +99,16 @@ class Compiled:
                 at = (np.int32(first), np.int32(piece.shape[1]))
                 out, *cache = self.executable(*self.params, *cache, padded, *at)
             found.append(out)
-        for position in range(start, count):
-            out, *cache = decode(*self.params, *cache, tokens[:, position], np.int32(position))
-            found.append(out)
-        return np.stack([np.asarray(out) for out in found], axis=1)
+            found[-1] = found[-1][:, None]
+        steps = self.program.steps if decode is self.executable else 1
+        more = [np.zeros((steps - 1, len(tokens), 256), np.float32)] if steps > 1 else []
+        for position in range(start, count, steps):
+            given = np.zeros((len(tokens), steps), np.int32)  # what follows the last token changes nothing before it
+            piece = tokens[:, position : position + steps]
+            given[:, : piece.shape[1]] = piece
+            out, _, *cache = decode(*self.params, *cache, given, np.int32(position), *more)
+            found.append(out[:, : piece.shape[1]])
+        return np.concatenate([np.asarray(out) for out in found], axis=1)
 
     @property
     def copied_bytes(self) -> int:
@@ -142,13 +149,18 @@ def _step(
     program: Compiled, copies: list[tuple[list[jax.Array], list[jax.Array]]], rng: np.random.Generator
 ) -> timing.Run:
     point, turn = program.point, 0
-    inputs: list[Any] = [jnp.asarray(rng.integers(0, 256, program.program.inputs[0].shape), jnp.int32)]
-    inputs += map(jnp.int32, [point.context - 1] if point.phase == "decode" else [0, point.context])
+    tokens, *rest = program.program.inputs
+    inputs: list[Any] = [jnp.asarray(rng.integers(0, 256, tokens.shape), jnp.int32)]
+    # Of several steps the last has the whole context.
+    last = max(point.context - program.program.steps, 0)
+    inputs += map(jnp.int32, [last] if point.phase == "decode" else [0, point.context])
+    inputs += [jnp.zeros(spec.shape, spec.dtype) for spec in rest[len(inputs) - 1 :]]
 
     def run() -> None:
         nonlocal turn
         params, cache = copies[turn]
         logits, *written = program.executable(*params, *cache, *inputs)
+        written = written[len(written) - len(cache) :]
         jax.block_until_ready(logits)
         copies[turn] = params, written
         turn = (turn + 1) % len(copies)
@@ -177,7 +189,8 @@ class Bench:
         packed = pack(model, self._weights)
         for point in workload.points:
             chunk = point.context if point.phase == "prefill" else 1
-            program = Program(model, point.phase, point.batch, point.context, chunk)
+            steps = min(model.schedule.steps, point.context) if point.phase == "decode" else 1
+            program = Program(model, point.phase, point.batch, point.context, chunk, steps)
             params = [jax.device_put(packed[path]) for path in program.params]
             decode = replace(program, phase="decode", chunk=1).compile(options) if point.phase == "prefill" else None
             self.programs.append(Compiled(point, program, program.compile(options), params, decode))

@@ -16,7 +16,7 @@ from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected
 from cosearch.core.workload import Workload
 from cosearch.measure import peaks, timing
-from cosearch.measure.bench import Bench, device_canary, steps
+from cosearch.measure.bench import Bench, Compiled, device_canary, steps
 from cosearch.measure.tune import tune_all
 from cosearch.precision import Precision
 from cosearch.quality import Recipe, corpus
@@ -94,11 +94,13 @@ def verify_candidate(work: Workbench, progress: Progress, point: Mapping[str, An
 def measure_candidate(
     work: Workbench, progress: Progress, point: Mapping[str, Any], seconds: float, cold_bytes: int
 ) -> dict[str, Any]:
-    """Seconds of each run of the compiled candidate, by operating point, about `seconds` for each, and which part of
-    them was contended."""
+    """Seconds of each run of the compiled candidate, or of each step of a run, by operating point, about `seconds` for
+    each, and which part of them was contended."""
     _at_hand(work, point)
     timed = [timing.sample(steps([one], cold_bytes)[0], seconds, work.canary) for one in work.bench.programs]
-    return {"samples_s": [one.sides[0] for one in timed], "contended": [one.contended for one in timed]}
+    programs = work.bench.programs
+    samples = [_each_step(one.sides[0], compiled) for one, compiled in zip(timed, programs, strict=True)]
+    return {"samples_s": samples, "contended": [one.contended for one in timed]}
 
 
 def evaluate_quality(
@@ -127,12 +129,11 @@ def compare_candidates(
         bench.verify(candidate)
         benches.append(bench)
     by_operating_point = zip(*(bench.programs for bench in benches), strict=True)
-    return {
-        "samples_s": [
-            timing.side_by_side(steps(programs, cold_bytes), rounds, canary=work.canary).sides
-            for programs in by_operating_point
-        ]
-    }
+    samples = []
+    for programs in by_operating_point:
+        sides = timing.side_by_side(steps(programs, cold_bytes), rounds, canary=work.canary).sides
+        samples.append([_each_step(side, compiled) for side, compiled in zip(sides, programs, strict=True)])
+    return {"samples_s": samples}
 
 
 def write_artifact(
@@ -151,6 +152,10 @@ def write_artifact(
     weights = served(candidate, quality, work.corpus(corpus), Path(cache), progress)
     save_artifact(candidate, Workload.from_json(workload), weights, manifest, Path(folder))
     return {}
+
+
+def _each_step(samples: list[float], compiled: Compiled) -> list[float]:
+    return [seconds / compiled.program.steps for seconds in samples]
 
 
 def _at_hand(work: Workbench, point: Mapping[str, Any]) -> Candidate:

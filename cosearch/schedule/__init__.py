@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cosearch.core.candidate import Choices, Value
-from cosearch.core.space import Knob, choice
+from cosearch.core.space import Knob, choice, integer
 from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS
 from cosearch.schedule import matmul
 
@@ -37,6 +37,7 @@ KNOBS: Mapping[str, Knob] = {
     "attention": choice("dot", lambda: (*matmul.MATMULS, *ATTENTION_KERNELS.names())),
     "cache_layout": choice("bshd", lambda: CACHE_LAYOUTS),
     "fusion": choice("none", lambda: FUSIONS),
+    "steps": integer(1),
     "compiler_options": Knob((), _why_no_option),
 }
 
@@ -44,9 +45,9 @@ KNOBS: Mapping[str, Knob] = {
 @dataclass(frozen=True)
 class Schedule:
     """`layers`: one loop over stacked layers, or each on its own. `matmul` and `attention`: what runs the matrix
-    products and decode attention, a lowering of XLA's (`matmul.py`) or a kernel (`cosearch/kernels`), in whose place the
-    lowering "dot" does what it cannot. `fusion`: how much one call of C++ kernels runs. `compiler_options`: 'name=value'
-    for XLA."""
+    products and decode attention, a lowering of XLA's (`matmul.py`) or a kernel (`cosearch/kernels`), in whose place
+    the lowering "dot" does what it cannot. `fusion`: how much one call of C++ kernels runs. `steps`: tokens that one
+    call of the decode program adds to each sequence. `compiler_options`: 'name=value' for XLA."""
 
     layers: str = "scan"
     matmul: str = "dot"
@@ -54,6 +55,7 @@ class Schedule:
     attention: str = "dot"
     cache_layout: str = "bshd"
     fusion: str = "none"
+    steps: int = 1
     compiler_options: tuple[str, ...] = ()
 
     @classmethod

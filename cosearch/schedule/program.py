@@ -1,8 +1,8 @@
 """A program: what of a decoder is compiled for one operating point, with flat inputs and outputs.
 
 Inputs are the parameters by sorted path, then the cache's arrays in tree order, then the tokens and positions;
-outputs are the logits and the cache. The cache is donated: a step writes it in place. Being flat, a program needs
-no tree structure of this code to be loaded and run elsewhere.
+outputs are the logits (and the tokens of a decode program) and the cache. The cache is donated: a step writes it in
+place. Being flat, a program needs no tree structure of this code to be loaded and run elsewhere.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from cosearch.architecture.decoder import Decoder, bind, params_spec
+from cosearch.architecture.shape import VOCABULARY
 from cosearch.core.errors import Rejected
 from cosearch.core.workload import Phase
 from cosearch.kernels.cpu.program import kernels_in
@@ -22,8 +23,14 @@ from cosearch.kernels.cpu.program import kernels_in
 class Program:
     """`phase` of `model` for `batch` sequences and a cache of `capacity` tokens each; a prefill takes `chunk` tokens.
 
-    decode:  tokens [batch], position []                -> logits [batch, 256]
-    prefill: tokens [batch, chunk], start [], length [] -> logits [batch, 256]
+    decode:  tokens [batch, steps], position [], noise [steps - 1, batch, 256]
+             -> logits [batch, steps, 256], tokens [batch, steps]
+    prefill: tokens [batch, chunk], start [], length []
+             -> logits [batch, 256]
+
+    A decode program takes `steps` of one token after the other. A token that is given as -1 is chosen by the step
+    before: the one of the largest logit plus noise. Without noise that is the likeliest; Gumbel noise times a
+    temperature draws at that temperature (Gumbel 1954). There is no noise input where there is one step.
     """
 
     model: Decoder
@@ -31,6 +38,7 @@ class Program:
     batch: int
     capacity: int
     chunk: int = 1
+    steps: int = 1
 
     @cached_property
     def params(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -47,7 +55,9 @@ class Program:
         """Tokens and positions."""
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
         if self.phase == "decode":
-            return [jax.ShapeDtypeStruct((self.batch,), jnp.int32), scalar]
+            noise = jax.ShapeDtypeStruct((self.steps - 1, self.batch, VOCABULARY), jnp.float32)
+            tokens = jax.ShapeDtypeStruct((self.batch, self.steps), jnp.int32)
+            return [tokens, scalar, noise] if self.steps > 1 else [tokens, scalar]
         return [jax.ShapeDtypeStruct((self.batch, self.chunk), jnp.int32), scalar, scalar]
 
     def __call__(self, *arguments: Any) -> tuple[jax.Array, ...]:
@@ -56,9 +66,26 @@ class Program:
         structure = jax.tree.structure(self.model.cache_spec(self.batch, self.capacity))
         cache = jax.tree.unflatten(structure, arguments[len(names) : len(names) + count])
         model = bind(self.model, params)
-        run = model.decode_step if self.phase == "decode" else model.prefill
-        logits, cache = run(cache, *arguments[len(names) + count :])
-        return logits, *jax.tree.leaves(cache)
+        inputs = arguments[len(names) + count :]
+        if self.phase == "prefill":
+            logits, cache = model.prefill(cache, *inputs)
+            return logits, *jax.tree.leaves(cache)
+        tokens, position, *noise = inputs
+        logits, cache = model.decode_step(cache, tokens[:, 0], position)
+        if not noise:
+            return logits[:, None], tokens, *jax.tree.leaves(cache)
+
+        def step(state: tuple[Any, jax.Array], each: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+            cache, before = state
+            given, position, noise = each
+            token = jnp.where(given < 0, jnp.argmax(before + noise, axis=-1).astype(given.dtype), given)
+            logits, cache = model.decode_step(cache, token, position)
+            return (cache, logits), (logits, token)
+
+        following = position + jnp.arange(1, self.steps)
+        (cache, _), (more, chosen) = jax.lax.scan(step, (cache, logits), (tokens.T[1:], following, noise[0]))
+        every = jnp.concatenate([logits[None], more]).swapaxes(0, 1)
+        return every, jnp.concatenate([tokens[:, :1], chosen.T], axis=1), *jax.tree.leaves(cache)
 
     def jitted(self) -> Any:
         """The jitted program, with its cache donated."""

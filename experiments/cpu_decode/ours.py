@@ -56,8 +56,8 @@ def main() -> None:
         def step(position: int) -> float:
             nonlocal state
             start = time.perf_counter()
-            logits, *state = run(*params.values(), *state, tokens, *([position] if phase == "decode" else [0, chunk]))
-            jax.block_until_ready(logits)
+            out = run(*params.values(), *state, tokens, *([position] if phase == "decode" else [0, chunk]))
+            state = jax.block_until_ready(list(out[-len(state) :]))
             return time.perf_counter() - start
 
         step(0)

@@ -45,10 +45,13 @@ def test_a_program_is_flat_and_writes_its_cache_in_place(phase):
     params = [jnp.asarray(weights[path]) for path in program.params]
     cache = [jnp.zeros(spec.shape, spec.dtype) for spec in program.cache]
     tokens = np.array([7, 200], np.int32)
-    inputs = [tokens, np.int32(0)]
+    inputs = [tokens[:, None], np.int32(0)]
     if phase == "prefill":
         inputs = [np.array([[7, 0, 0, 0], [200, 0, 0, 0]], np.int32), np.int32(0), np.int32(1)]
     logits, *written = compiled(*params, *cache, *inputs)
+    if phase == "decode":
+        logits, chosen, *written = logits[:, 0], *written
+        np.testing.assert_array_equal(chosen, tokens[:, None])
     assert [(one.shape, one.dtype) for one in written] == [(spec.shape, spec.dtype) for spec in program.cache]
     assert all(array.is_deleted() for array in cache)
     assert not any(array.is_deleted() for array in params)

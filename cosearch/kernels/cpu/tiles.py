@@ -1,7 +1,7 @@
 """The tunable parameters of products, and which are known to be good: shipped ones, and those that were measured here.
 
-Measured ones (`cosearch/measure/tune.py`) are kept in the cache folder, one file for each product, by the processor, its
-instructions, the compiler and the number of threads.
+Measured ones (`cosearch/measure/tune.py`) are kept in the cache folder, one file for each product, by the processor,
+its instructions, the compiler and the number of threads.
 """
 
 import functools
@@ -62,12 +62,12 @@ def shipped(product: Product) -> Tiles:
 
 def tiles_for(product: Product) -> Tiles:
     """The tiles to take for a product: measured ones where there are any."""
-    return _measured(_path(product)) or shipped(product)
+    return _measured(product) or shipped(product)
 
 
 def is_tuned(product: Product) -> bool:
     """Whether tiles were measured for a product."""
-    return _path(product).is_file()
+    return _measured(product) is not None
 
 
 def keep(product: Product, tiles: Tiles) -> None:
@@ -79,11 +79,12 @@ def keep(product: Product, tiles: Tiles) -> None:
 
 
 @functools.cache
-def _measured(path: Path) -> Tiles | None:
+def _measured(product: Product) -> Tiles | None:
     try:
-        return Tiles(**json.loads(path.read_text())["tiles"])
+        kept = json.loads(_path(product).read_text())["tiles"]
     except (OSError, ValueError, TypeError, KeyError):
         return None  # none there, or none that this version can read: the shipped ones are right, too
+    return next((tiles for tiles in choices(product) if asdict(tiles) == kept), None)
 
 
 def _path(product: Product) -> Path:
