@@ -64,8 +64,13 @@ def load(source: str, macros: Mapping[str, str | int], isa: tuple[str, ...]) -> 
     """The library of `native/<source>`, compiled with `macros` for the instructions `isa` if it is not in the cache.
 
     Raises:
-        Rejected: the compiler refuses it.
+        Rejected: it cannot be compiled here, or not be kept, or the compiler refuses it.
     """
+    if why := why_unavailable():
+        raise Rejected(f"a native kernel cannot be compiled: {why}")
+    if missing := [name for name in isa if name not in instructions()]:
+        # A library in the cache would load and then be killed for its first instruction.
+        raise Rejected(f"a native kernel is made for {', '.join(missing)}, which this processor does not have")
     return _load(source, tuple(sorted(macros.items())), isa)
 
 
@@ -76,20 +81,22 @@ def _load(source: str, macros: tuple[tuple[str, str | int], ...], isa: tuple[str
     digest = hashlib.sha256(repr((source, _content(), [*_FLAGS, *_targets(isa), *defined], version())).encode())
     digest.update(jax.lib.__version__.encode() if source == "runtime.cc" else b"")
     library = cache_dir() / "kernels" / f"{Path(source).stem}-{digest.hexdigest()[:16]}.so"
-    if not library.is_file():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        # Compiled beside its place and moved there: another process may be at the same.
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            made = Path(folder) / library.name
-            _compile([*command, str(_SOURCES / source), "-o", str(made)])
-            made.rename(library)
-    return ctypes.CDLL(str(library))
+    try:
+        if not library.is_file():
+            library.parent.mkdir(parents=True, exist_ok=True)
+            # Compiled beside its place and moved there: another process may be at the same.
+            with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+                made = Path(folder) / library.name
+                _compile([*command, str(_SOURCES / source), "-o", str(made)])
+                made.rename(library)
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise Rejected(f"a native kernel cannot be kept in {library.parent}: {error}") from None
 
 
 def _compile(arguments: list[str]) -> None:
     path = compiler()
-    if path is None:
-        raise Rejected(f"a native kernel cannot be compiled: {why_unavailable()}")
+    assert path is not None
     try:
         done = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=_LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
@@ -115,10 +122,11 @@ def _content() -> str:
 
 @functools.cache
 def version() -> str:
-    """The compiler's name and version."""
+    """The compiler's name and version; nothing where there is none."""
     path = compiler()
-    assert path is not None
-    return subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()[0]
+    if path is None:
+        return ""
+    return subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[0]
 
 
 def threads() -> int:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cosearch.core.errors import Rejected
 from cosearch.kernels.cpu import build
 
 TARGET = "cosearch_run"
@@ -24,6 +25,9 @@ TARGET = "cosearch_run"
 
 _KERNELS = "cosearch_kernels"
 """The attribute of a call that names its kernels."""
+
+_NAME = re.compile(r"(\w+):((?:\w+=\w+(?:,\w+=\w+)*)?):((?:\w+(?:\+\w+)*)?)", re.ASCII)
+"""What `Kernel.name` gives: it comes back from files."""
 
 _ALIGNED = 64
 
@@ -43,9 +47,18 @@ class Kernel:
 
     @classmethod
     def of_name(cls, name: str) -> "Kernel":
-        source, macros, isa = name.split(":")
-        pairs = [macro.partition("=") for macro in macros.split(",") if macro]
-        return cls(source, tuple((name, value) for name, _, value in pairs), tuple(isa.split("+")))
+        """The kernel of a name.
+
+        Raises:
+            Rejected: it names none.
+        """
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise Rejected(f"{name!r} names no native kernel")
+        source, macros, isa = found.groups()
+        pairs = (macro.split("=") for macro in filter(None, macros.split(",")))
+        values = tuple((key, int(value) if value.isdigit() else value) for key, value in pairs)
+        return cls(source, values, tuple(filter(None, isa.split("+"))))
 
     @property
     def number(self) -> int:

@@ -62,12 +62,12 @@ def shipped(product: Product) -> Tiles:
 
 def tiles_for(product: Product) -> Tiles:
     """The tiles to take for a product: measured ones where there are any."""
-    return _measured(product) or shipped(product)
+    return _measured(product, _path(product)) or shipped(product)
 
 
 def is_tuned(product: Product) -> bool:
     """Whether tiles were measured for a product."""
-    return _measured(product) is not None
+    return _measured(product, _path(product)) is not None
 
 
 def keep(product: Product, tiles: Tiles) -> None:
@@ -79,9 +79,9 @@ def keep(product: Product, tiles: Tiles) -> None:
 
 
 @functools.cache
-def _measured(product: Product) -> Tiles | None:
+def _measured(product: Product, path: Path) -> Tiles | None:
     try:
-        kept = json.loads(_path(product).read_text())["tiles"]
+        kept = json.loads(path.read_text())["tiles"]
     except (OSError, ValueError, TypeError, KeyError):
         return None  # none there, or none that this version can read: the shipped ones are right, too
     return next((tiles for tiles in choices(product) if asdict(tiles) == kept), None)
