@@ -24,6 +24,11 @@ class Compression(Protocol):
     for each of its weights which row of the whole matrix [in, out] it is of.
     """
 
+    @property
+    def of_groups(self) -> tuple[int, int] | None:
+        """(N, M) where N of every M consecutive inputs of each output are stored; None where it is not so."""
+        ...
+
     def why_not(self, rows: int, columns: int) -> str | None:
         """Why a matrix [rows in, columns out] cannot be compressed; None where it can."""
         ...

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cosearch.architecture.linear import MatrixStorage
 from cosearch.core.gaussian_process import GaussianProcess
 from cosearch.kernels import Product
 from cosearch.kernels.cpu import operations
 from cosearch.kernels.cpu.program import Program
 from cosearch.kernels.cpu.tiles import Tiles, choices, is_tuned, keep, shipped
 from cosearch.measure import timing
-from cosearch.precision import FORMATS
 
 LEAST_BYTES = 1 << 18
 """Smaller matrices take no longer than it takes to begin."""
@@ -81,16 +81,14 @@ def _features(tiles: Tiles) -> list[float]:
 
 
 def _stored_bytes(product: Product) -> int:
-    spec = FORMATS[product.format].spec(product.rows, product.columns, product.layout)
-    return sum(part.size * part.dtype.itemsize for part in spec.values())
+    return sum(part.size * part.dtype.itemsize for part in _spec(product).values())
 
 
 def _products(product: Product) -> Callable[[Tiles], timing.Run]:
     """For tiles, a run of the product from one copy of a matrix after the other, as many as no cache holds."""
     count = max(1, min(_MOST_COPIES, _COLD_BYTES // max(_stored_bytes(product), 1)))
     rng = np.random.default_rng(0)
-    spec = FORMATS[product.format].spec(product.rows, product.columns, product.layout)
-    copies = [{part: jnp.asarray(_any(rng, one)) for part, one in spec.items()} for _ in range(count)]
+    copies = [{part: jnp.asarray(_any(rng, one)) for part, one in _spec(product).items()} for _ in range(count)]
     x = jnp.asarray(rng.standard_normal((product.tokens, product.rows), np.float32))
 
     def make(tiles: Tiles) -> timing.Run:
@@ -107,6 +105,11 @@ def _products(product: Product) -> Callable[[Tiles], timing.Run]:
         return lambda: jax.block_until_ready(compiled(x, copies))
 
     return make
+
+
+def _spec(product: Product) -> dict[str, jax.ShapeDtypeStruct]:
+    storage = MatrixStorage(product.format, product.layout, compression=product.compression)
+    return storage.spec((product.rows, product.columns))
 
 
 def _any(rng: np.random.Generator, spec: jax.ShapeDtypeStruct) -> np.ndarray:

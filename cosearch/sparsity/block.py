@@ -29,6 +29,10 @@ class BlockCompression:
     block: int
     kept: float
 
+    @property
+    def of_groups(self) -> None:
+        return None
+
     def why_not(self, rows: int, columns: int) -> str | None:
         if rows % self.block or columns % self.block:
             return f"blocks of {self.block} do not divide {rows} inputs and {columns} outputs"

@@ -31,6 +31,10 @@ class NMCompression:
     group: int
 
     @property
+    def of_groups(self) -> tuple[int, int]:
+        return self.kept, self.group
+
+    @property
     def _bits(self) -> int:
         return 2 if self.group == 4 else 4
 

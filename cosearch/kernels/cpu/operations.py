@@ -36,7 +36,10 @@ def why_no_product(product: Product) -> str | None:
     if product.layout != "out_in":
         return "it reads matrices from [out, in]"
     if product.compression is not None:
-        return "it knows no compressed weights"
+        if product.compression.of_groups is None or product.format in _GROUPS:
+            return f"it knows compressed weights by N:M alone, and not in {', '.join(_GROUPS)}"
+        if "avx512" not in build.instructions():
+            return "without AVX-512 it knows no compressed weights"
     if product.dtype not in ("float32", "bfloat16"):
         return f"it computes in float32, not in {product.dtype}"
     if product.inputs not in ("as_is", "int8"):
@@ -60,15 +63,23 @@ def _input_of(product: Product) -> str:
     """As what a product's input is prepared."""
     if product.inputs == "int8":
         return "int8"
-    if "bf16" not in build.instructions() or product.dtype != "bfloat16" or product.format == "float32":
+    whole = product.compression is None and product.format != "float32"
+    if not whole or product.dtype != "bfloat16" or "bf16" not in build.instructions():
         return "float32"
     few = product.tokens <= _MOST_TOKENS_AT_ONCE
     return "float32" if few and product.format in ("int8", "float8_e4m3") else "bfloat16"
 
 
+def _kept_of(product: Product) -> tuple[int, int]:
+    """How many of how many consecutive rows are stored; 0 of 0 where all are."""
+    return (0, 0) if product.compression is None else product.compression.of_groups
+
+
 def _kind_of(product: Product) -> int:
     """The kind of `native/prepare.cc` that a product reads."""
     nibbles = product.format in _GROUPS
+    if product.compression is not None:
+        return 6
     if product.inputs == "int8":
         return 5 if nibbles else 4
     few = product.tokens <= _MOST_TOKENS_AT_ONCE and "avx512" in build.instructions()
@@ -85,6 +96,7 @@ def _prepared_bytes(kind: int, rows: int) -> int:
         whole * 256,
         -(-rows // 64) * 64 + 64,
         whole * 192 + 64,
+        -(-rows // 16) * 64 + 64,
     )[kind]
 
 
@@ -109,14 +121,15 @@ def matmul(
     if norm is not None or kind != 0 or product.rows % 16:
         prepared = program.temporary(count * _prepared_bytes(kind, product.rows))
         scale = x if norm is None else program.argument(norm)
-        params = [count, product.rows, int(norm is not None), kind, _GROUPS.get(product.format, 0)]
+        group = _kept_of(product)[1] or _GROUPS.get(product.format, 0)
+        params = [count, product.rows, int(norm is not None), kind, group]
         program.add(Kernel("prepare"), [x, scale, prepared], params)
     columns = factors[0].columns if epilogue == GATED else sum(factor.columns for factor in factors)
     out = program.temporary(4 * count * columns) if out is None else out
     buffers = [prepared, out, out if residual is None else residual]
     for factor in factors:
         values = program.argument(factor.stored["values"])
-        parts = [factor.stored.get("scale"), factor.stored.get("tensor_scale")]
+        parts = [factor.stored.get(part) for part in ("scale", "tensor_scale", "indices")]
         buffers += [values, *(values if part is None else program.argument(part) for part in parts)]
     tiles = tiles or tiles_for(product)
     macros = {
@@ -124,6 +137,8 @@ def matmul(
         "INPUT": f"{_input_of(product).upper()}_INPUT",
         "ROWS": tiles.rows,
         "TOKENS": tiles.tokens,
+        "KEPT": _kept_of(product)[0],
+        "GROUP": _kept_of(product)[1],
     }
     params = [
         *(count, product.rows, epilogue, tiles.chunks, tiles.ahead_bytes, tiles.panel_bytes),

@@ -1,11 +1,12 @@
 // Products of prepared inputs (prepare.cc) with matrices "out_in": each of the matrix' columns is a row of memory.
 //
 // Macros: FORMAT; INPUT float32, bfloat16 or int8 (how the input is prepared); ROWS, TOKENS: the tile that is summed in
-// registers where there are more than two tokens.
+// registers where there are more than two tokens; KEPT of every GROUP rows are stored (`cosearch/sparsity/n_m.py`), or
+// GROUP is 0.
 //
 // One to three matrices of the same format are multiplied with the same input, as if they were one: their results stand
 // side by side. buffers: x, out [tokens, columns of all] float32, residual (or out again), then for each matrix its
-// values, scale and tensor scale (values again where there is none).
+// values, scale, tensor scale and indices (values again where there is none).
 // params: tokens, rows, epilogue, chunks a thread, bytes to prefetch ahead of what few tokens read, bytes of rows that are
 //   opened at a time for many tokens, count of matrices, columns of each
 // epilogue: 0 none; 1 adds the residual [tokens, columns]; 2 silu of the first times the second, [tokens, columns of
@@ -28,6 +29,7 @@ constexpr int64_t MOST_FEW = NIBBLES ? 0 : 2;
 
 // How the input is prepared for so many tokens.
 inline int64_t kind(int64_t tokens) {
+  if constexpr (GROUP > 0) return 6;
   if (INPUT == INT8_INPUT) return NIBBLES ? 5 : 4;
   return INPUT + (NIBBLES && tokens <= MOST_FEW ? 2 : 0);
 }
@@ -36,6 +38,7 @@ struct Matrix {
   const char* values;
   const char* scale;
   const float* tensor;
+  const uint8_t* indices;
   int64_t row_bytes, scale_bytes;
 };
 
@@ -240,6 +243,74 @@ inline void tile_nibbles(const Matrix& m, const char* const* row, const char* co
 }
 #endif
 
+#if defined(COSEARCH_WIDE) && GROUP
+constexpr int INDEX_BITS = GROUP == 4 ? 2 : 4, SHARED = 8 / INDEX_BITS;
+
+// For each of 16 groups the number of the chosen place, whose bits are `bit`, among GROUP numbers `at(place)`.
+template <class At>
+inline __m512 pick(const __mmask16* bit, At at) {
+  __m512 some[GROUP];
+  for (int i = 0; i < GROUP; ++i) some[i] = at(i);
+  for (int level = 0, left = GROUP / 2; left; ++level, left /= 2)
+    for (int i = 0; i < left; ++i) some[i] = _mm512_mask_blend_ps(bit[level], some[2 * i], some[2 * i + 1]);
+  return some[0];
+}
+
+// What 16 stored weights' indices say: bit by bit, for the groups from `b` on of those that share their bits at `q`.
+inline void places(const uint8_t* indices, int64_t b, int64_t n, int q, __mmask16* bit) {
+  __m128i held = _mm_maskz_loadu_epi8(first(n), indices + b);
+  for (int level = 0; 1 << level < GROUP; ++level) bit[level] = _mm_test_epi8_mask(held, _mm_set1_epi8(char(1 << (q * INDEX_BITS + level))));
+}
+
+// A row whose stored weights each pick their input.
+template <class F, int T>
+inline void tile_sparse(const char* row, const uint8_t* indices, const char* x, int64_t stride, int64_t rows, int64_t ahead, float* out) {
+  int64_t groups = rows / GROUP, shared = groups / SHARED;
+  V acc[T];
+  for (int t = 0; t < T; ++t) acc[t] = zero();
+  for (int q = 0; q < SHARED; ++q)
+    for (int64_t b = 0; b < shared; b += 16) {
+      int64_t n = std::min<int64_t>(16, shared - b), g = q * shared + b;
+      for (int i = 0; i < KEPT; ++i) {
+        int64_t at = i * groups + g;
+        V w = n == 16 ? F::load16(row, at) : load_part<F>(row, at, n);
+        __mmask16 bit[3];
+        places(indices + i * shared, b, n, q, bit);
+        for (int t = 0; t < T; ++t) {
+          const float* in = (const float*)(x + t * stride) + g;
+          acc[t] = fma(w, V{pick(bit, [&](int place) { return _mm512_loadu_ps(in + place * groups); })}, acc[t]);
+        }
+      }
+      prefetch<64>(row + (KEPT * g) * F::bits / 8, ahead);
+    }
+  for (int t = 0; t < T; ++t) out[t] = sum(acc[t]);
+}
+
+// The whole row in the inputs' order, zeros where nothing is stored.
+template <class F>
+inline void spread_row(const char* row, const uint8_t* indices, int64_t rows, float* to) {
+  int64_t groups = rows / GROUP, shared = groups / SHARED;
+  for (int q = 0; q < SHARED; ++q)
+    for (int64_t b = 0; b < shared; b += 16) {
+      int64_t n = std::min<int64_t>(16, shared - b), g = q * shared + b;
+      __m512 dense[GROUP];
+      for (int place = 0; place < GROUP; ++place) dense[place] = _mm512_setzero_ps();
+      for (int i = 0; i < KEPT; ++i) {
+        int64_t at = i * groups + g;
+        V w = n == 16 ? F::load16(row, at) : load_part<F>(row, at, n);
+        __mmask16 bit[3];
+        places(indices + i * shared, b, n, q, bit);
+        for (int place = 0; place < GROUP; ++place) {
+          __mmask16 here = first(n);
+          for (int level = 0; 1 << level < GROUP; ++level) here &= place >> level & 1 ? bit[level] : ~bit[level];
+          dense[place] = _mm512_mask_mov_ps(dense[place], here, w.v);
+        }
+      }
+      for (int place = 0; place < GROUP; ++place) store(to + place * groups + g, V{dense[place]}, n);
+    }
+}
+#endif
+
 // Rows that a tile reads: those of the matrix where they lie, or opened ones.
 struct Rows {
   const char* values;
@@ -256,6 +327,15 @@ inline void tile(const Matrix& m, const Rows& from, int64_t at, const char* x, i
     row[r] = from.values + (at + r) * from.row_bytes;
     scales[r] = from.scale + (at + r) * from.scale_bytes;
   }
+#if defined(COSEARCH_WIDE) && GROUP
+  if constexpr (!OPENED) {
+    static_assert(R == 1);
+    tile_sparse<FORMAT, T>(row[0], m.indices + at * (rows / GROUP / SHARED * KEPT), x, stride, rows, ahead, out);
+    if constexpr (FORMAT::scales == Scales::column)
+      for (int t = 0; t < T; ++t) out[t] *= ((const float*)from.column_scale)[at];
+    return;
+  }
+#endif
   if constexpr (NIBBLES && (!OPENED || INPUT == INT8_INPUT)) {
 #ifdef COSEARCH_WIDE
     tile_nibbles<FORMAT, R, T>(m, row, scales, x, stride, rows, ahead, out);
@@ -292,6 +372,9 @@ inline int64_t opened_bytes(const Matrix& m, int64_t rows) {
 template <class F>
 inline void open(const Matrix& m, int64_t row, int64_t rows, char* to) {
   const char* from = m.values + row * m.row_bytes;
+#if defined(COSEARCH_WIDE) && GROUP
+  return spread_row<F>(from, m.indices + row * (rows / GROUP / SHARED * KEPT), rows, (float*)to);
+#endif
   if constexpr (INPUT == INT8_INPUT || (INPUT == BFLOAT16_INPUT && FORMAT::bits == 16) || FORMAT::bits == 32) {
     std::memcpy(to, from, m.row_bytes);
     if (NIBBLES) std::memcpy(to + (m.row_bytes + 63) / 64 * 64, m.scale + row * m.scale_bytes, m.scale_bytes);
@@ -349,10 +432,11 @@ struct Product {
     for (int i = 0; i < count; ++i) {
       columns[i] = p[7 + i];
       Matrix& m = matrices[i];
-      m.values = (const char*)b[3 + 3 * i];
-      m.scale = (const char*)b[4 + 3 * i];
-      m.tensor = FORMAT::scales == Scales::group && b[5 + 3 * i] != b[3 + 3 * i] ? (const float*)b[5 + 3 * i] : nullptr;
-      m.row_bytes = rows * FORMAT::bits / 8;
+      m.values = (const char*)b[3 + 4 * i];
+      m.scale = (const char*)b[4 + 4 * i];
+      m.tensor = FORMAT::scales == Scales::group && b[5 + 4 * i] != b[3 + 4 * i] ? (const float*)b[5 + 4 * i] : nullptr;
+      m.indices = (const uint8_t*)b[6 + 4 * i];
+      m.row_bytes = (GROUP ? rows / std::max(GROUP, 1) * KEPT : rows) * FORMAT::bits / 8;
       m.scale_bytes = FORMAT::scale_bytes(rows);
       out_columns += epilogue == 2 && i ? 0 : columns[i];
     }

@@ -7,6 +7,7 @@
 //   2 float32, 3 bfloat16: in the order of 4-bit weights, 64 bytes (128 rows) at a time: first what meets the lowest
 //     nibble of each of their 32-bit (16-bit) words, then the next nibble
 //   4 int8 and one float32 scale (in the last 64 bytes) for the row; int8 with 128 added, to be unsigned
+//   6 float32, the first of every `group` rows, then the second of each, …: what meets weights of which some are stored
 //   5 int8 of 64 low nibbles, of 64 high ones, and -8 times the sum of each 8 that meet in one 32-bit lane
 #include "op.h"
 #include "prepared.h"
@@ -76,6 +77,14 @@ extern "C" void run(Buffers b, Params p, int64_t chunk, int64_t chunks, void* sc
         if (!normed) std::memcpy(out, x, rows * 4);
         std::memset(out + rows * 4, 0, stride - rows * 4);
         break;
+      case 6: {
+        auto* to = (float*)out;
+        int64_t groups = rows / group;
+        for (int64_t place = 0; place < group; ++place)
+          for (int64_t g = 0; g < groups; ++g) to[place * groups + g] = x[g * group + place];
+        std::memset(out + rows * 4, 0, stride - rows * 4);
+        break;
+      }
       case 1: {
         auto* to = (uint16_t*)out;
         for (int64_t k = 0; k < rows; ++k) to[k] = to_bf16(x[k]);

@@ -9,6 +9,7 @@ inline int64_t prepared_stride(int64_t kind, int64_t rows) {
     case 1: return (rows + 31) / 32 * 64;
     case 2: return padded * 4;
     case 3: return padded * 2;
+    case 6: return (rows + 15) / 16 * 64 + 64;
     case 4: return (rows + 63) / 64 * 64 + 64;
     default: return padded / 128 * 192 + 64;
   }
