@@ -145,7 +145,8 @@ def score(
             break
     return Trial(
         candidate,
-        **keys,
+        latency_key=keys["latency_key"],
+        quality_key=keys["quality_key"],
         metrics=metrics,
         predictions=predictions,
         failure=failure,

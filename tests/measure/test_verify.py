@@ -96,12 +96,12 @@ def test_honest_variants_pass(bench: Bench, more: Mapping[str, Value]):
 
 def seen(patch: pytest.MonkeyPatch, shift: int, also: Callable[[jax.Array], Any]) -> None:
     """Slots hold what they would hold `shift` tokens later; a query also needs `also(distance)` to see a key."""
-    held, visible = softmax.SoftmaxAttention._held, softmax.SoftmaxAttention._visible
+    held, visible = softmax.SoftmaxAttention.held, softmax.SoftmaxAttention._visible
 
     def distance(queries: jax.Array, keys: jax.Array) -> jax.Array:
         return queries[:, None] - keys[None, :]
 
-    patch.setattr(softmax.SoftmaxAttention, "_held", lambda self, newest, slots: held(self, newest + shift, slots))
+    patch.setattr(softmax.SoftmaxAttention, "held", lambda self, newest, slots: held(self, newest + shift, slots))
     patch.setattr(
         softmax.SoftmaxAttention,
         "_visible",
