@@ -11,7 +11,7 @@ import numpy as np
 
 from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS, CachedAttention, Product, Stored
 from cosearch.kernels.cpu import build, operations
-from cosearch.kernels.cpu.operations import CACHES, Factor, Heads
+from cosearch.kernels.cpu.operations import Factor, Heads
 from cosearch.kernels.cpu.program import Program
 
 
@@ -19,6 +19,7 @@ class Matmul:
     """One product as a native call."""
 
     platforms = frozenset({"cpu"})
+    layout = "out_in"
 
     def why_unavailable(self) -> str | None:
         return why_unavailable()
@@ -43,13 +44,7 @@ class Attention:
         return why_unavailable()
 
     def why_not(self, attention: CachedAttention) -> str | None:
-        if attention.format not in CACHES:
-            return f"it knows no caches in {attention.format}"
-        if attention.dtype not in ("float32", "bfloat16"):
-            return f"it computes in float32, not in {attention.dtype}"
-        if attention.format == "int4" and attention.head_dim % 32:
-            return f"it reads 4 bits 32 at a time, and a head has {attention.head_dim}"
-        return None
+        return operations.why_no_attention(attention)
 
     def __call__(
         self, query_BHD: jax.Array, key: Stored, value: Stored, length: jax.Array, attention: CachedAttention

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import jax
 
-from cosearch.kernels import Product
+from cosearch.kernels import CachedAttention, Product
 from cosearch.kernels.cpu import build
 from cosearch.kernels.cpu.program import Buffer, Kernel, Program
 from cosearch.kernels.cpu.tiles import Tiles, tiles_for
@@ -24,6 +24,10 @@ _MOST_TOKENS_AT_ONCE = 2
 """Up to so many tokens, rows of a matrix are used as they are read (`MOST_FEW` of `native/matmul.cc`)."""
 MOST_ROWS = 65536
 """What the scratch memory of a thread has room for."""
+_SCRATCH_BYTES = 4 << 20
+"""Of a thread (`native/op.h`)."""
+_MOST_HEAD_DIM = 1024
+"""What `native/heads.cc` has room for."""
 
 NONE, RESIDUAL, GATED, GELU = range(4)
 """What becomes of a product's sums (`native/matmul.cc`)."""
@@ -48,6 +52,23 @@ def why_no_product(product: Product) -> str | None:
         return "the processor multiplies no int8 numbers (VNNI)"
     if product.rows > MOST_ROWS:
         return f"rows of {product.rows} are more than the {MOST_ROWS} that its memory is made for"
+    return None
+
+
+def why_no_attention(attention: CachedAttention) -> str | None:
+    """Why `attend`, `prefill` and `heads` do not do an attention; None where they do."""
+    if attention.format not in CACHES:
+        return f"it knows no caches in {attention.format}"
+    if attention.dtype not in ("float32", "bfloat16"):
+        return f"it computes in float32, not in {attention.dtype}"
+    head_dim, group = attention.head_dim, attention.heads // attention.kv_heads
+    if attention.format == "int4" and head_dim % 32:
+        return f"it reads 4 bits 32 at a time, and a head has {head_dim}"
+    padded = -(-head_dim // 16) * 16
+    decode = group * (16 * head_dim if attention.layout == "bhds" else head_dim) + 66 * group
+    chunk = 64 * group * padded + 128 * padded + 32 * 66 * group + 64
+    if head_dim > _MOST_HEAD_DIM or 4 * max(decode, chunk) > _SCRATCH_BYTES:
+        return f"{group} queries of {head_dim} to one head of keys are more than its memory is made for"
     return None
 
 

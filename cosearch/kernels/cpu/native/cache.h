@@ -21,18 +21,20 @@ struct bfloat16 : ::bfloat16 {
   }
 };
 
-// The scale that brings the largest to `limit`, as it is stored.
+// The scale that brings the largest to `limit`, as it is stored; NaN if one of them is.
 inline float choose_scale(const float* x, int64_t d, float limit, uint16_t* stored) {
   float most = 0;
-  for (int64_t i = 0; i < d; ++i) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
+  bool nan = false;
+  for (int64_t i = 0; i < d; ++i) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most, nan |= x[i] != x[i];
   float scale = most * float(1.0 / double(limit));
   if (scale < 1.17549435e-38f) scale = 0;
+  if (nan) scale = NAN;
   *stored = to_bf16(scale);
   return from_bf16(*stored);
 }
 inline float clipped(float x, float scale, float limit) {
   float y = scale > 0 ? x / scale : 0;
-  return y > limit ? limit : y < -limit ? -limit : y;
+  return y > limit ? limit : y > -limit ? y : -limit;  // a number also for NaN
 }
 
 struct int8 : ::int8 {

@@ -505,7 +505,10 @@ static void many_rows(const Product& p, const Rows* rows, const Matrix* const* m
   alignas(64) float sums[2][R * TOKENS];
   int halves = p.epilogue == 2 ? 2 : 1;
   for (int64_t t = 0; t < p.tokens;) {
-    int64_t left = p.tokens - t, tokens = left >= TOKENS && left != 8 ? TOKENS : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    int64_t left = p.tokens - t;
+    // 8 are better as 4 and 4 than as 6 and 2.
+    bool whole = left >= TOKENS && !(TOKENS == 6 && left == 8);
+    int64_t tokens = whole ? TOKENS : left >= 4 ? 4 : left >= 2 ? 2 : 1;
     for (int h = 0; h < halves; ++h) {
       if (tokens == TOKENS) stripe<R, TOKENS>(p, *m[h], rows[h], at, t, sums[h]);
       else if (tokens == 4) stripe<R, (TOKENS > 4 ? 4 : TOKENS)>(p, *m[h], rows[h], at, t, sums[h]);

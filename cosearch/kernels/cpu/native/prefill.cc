@@ -111,13 +111,15 @@ struct Block {
       int64_t position = at + r / G;
       float* score = scores + r * KEYS;
       float now = largest[r];
+      bool any = false;
       for (int64_t i = 0; i < KEYS; ++i) {
         int64_t key = positions[i];
         bool seen = key >= 0 && key <= position && (window == 0 || position - key < window || key < sinks);
+        any |= seen;
         score[i] = seen ? score[i] : -INFINITY;
         now = score[i] > now ? score[i] : now;
       }
-      if (now == -INFINITY) {
+      if (!any) {
         for (int64_t i = 0; i < KEYS; ++i) score[i] = 0;
         continue;
       }

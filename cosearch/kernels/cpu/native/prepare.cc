@@ -20,13 +20,15 @@ extern "C" int64_t chunks(Params p, int64_t threads) {
 
 static float rounded_scale(const float* x, int64_t rows, int8_t* out) {
   float most = 0;
-  for (int64_t k = 0; k < rows; ++k) most = std::fabs(x[k]) > most ? std::fabs(x[k]) : most;
+  bool nan = false;
+  for (int64_t k = 0; k < rows; ++k) most = std::fabs(x[k]) > most ? std::fabs(x[k]) : most, nan |= x[k] != x[k];
   float scale = most * float(1.0 / 127.0);
   if (scale < 1.17549435e-38f) scale = 0;
+  if (nan) scale = NAN;
   float by = scale > 0 ? scale : 1;
   for (int64_t k = 0; k < rows; ++k) {
     float y = scale > 0 ? x[k] / by : 0;
-    y = y > 127 ? 127 : y < -127 ? -127 : y;
+    y = y > 127 ? 127 : y > -127 ? y : -127;  // a number also for NaN
     out[k] = int8_t(std::nearbyintf(y));
   }
   return scale;

@@ -23,7 +23,6 @@ inline V operator+(V a, V b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline V operator-(V a, V b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline V operator*(V a, V b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline V max(V a, V b) { return {_mm512_max_ps(a.v, b.v)}; }
-inline V min(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline float sum(V a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(V a) { return _mm512_reduce_max_ps(a.v); }
 inline V of_bf16(const uint16_t* p) {
@@ -81,7 +80,6 @@ inline V operator+(V a, V b) { return {_mm256_add_ps(a.a, b.a), _mm256_add_ps(a.
 inline V operator-(V a, V b) { return {_mm256_sub_ps(a.a, b.a), _mm256_sub_ps(a.b, b.b)}; }
 inline V operator*(V a, V b) { return {_mm256_mul_ps(a.a, b.a), _mm256_mul_ps(a.b, b.b)}; }
 inline V max(V a, V b) { return {_mm256_max_ps(a.a, b.a), _mm256_max_ps(a.b, b.b)}; }
-inline V min(V a, V b) { return {_mm256_min_ps(a.a, b.a), _mm256_min_ps(a.b, b.b)}; }
 inline float sum(V v) {
   __m256 h = _mm256_add_ps(v.a, v.b);
   __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
@@ -131,9 +129,9 @@ inline V sums(const V* a) {
 
 #endif
 
-// exp(x) for x <= 0, to 2 units in the last place; 0 below -87 (Cephes' polynomial).
+// exp(x) for x <= 0, to 2 units in the last place; 1e-38 below -87.3 (Cephes' polynomial).
 inline V exp(V x) {
-  x = max(x, all(-87.3f));
+  x = max(all(-87.3f), x);  // in this order NaN stays NaN
   V n = round_to_int(x * all(1.44269504f));
   V r = fma(n, all(-0.693359375f), x);
   r = fma(n, all(2.12194440e-4f), r);
@@ -149,7 +147,7 @@ inline V exp(V x) {
 inline uint16_t to_bf16(float x) {  // half to even
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
-  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0;
 }
 inline void store_bf16(uint16_t* p, V a, int64_t n) {
 #ifdef __AVX512BF16__
