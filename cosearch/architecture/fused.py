@@ -29,7 +29,8 @@ def why_not(shape: LayerShape, storages: Mapping[str, MatrixStorage], cache: KVC
         for name, (*stack, rows, columns) in one.linears(width).items():
             storage = storages[f"{block}.{name}"]
             product = storage.product(1, (rows, columns), cache.dtype)
-            if stack or (why := operations.why_no_product(product)):
+            why = "it is a stack of matrices" if stack else operations.why_no_product(product)
+            if why:
                 return f"{block}.{name}: {why}"
         if len({storages[f"{block}.{name}"] for name in one.reads_norm}) > 1:
             return f"{', '.join(one.reads_norm)} are not stored alike"

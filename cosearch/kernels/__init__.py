@@ -61,6 +61,8 @@ class MatmulKernel(Protocol):
 
     platforms: frozenset[str]
     """JAX's names of the kinds of devices that it runs on: "cpu", "gpu", "tpu"."""
+    layout: str
+    """The memory order of the matrices that it is made for."""
 
     def why_unavailable(self) -> str | None:
         """Why it cannot be built on this machine (no compiler, no such library); None where it can."""

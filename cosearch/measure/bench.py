@@ -114,7 +114,9 @@ class Compiled:
     def copied_bytes(self) -> int:
         """How much of the cache a run copies as a whole: nothing, where it is written in place."""
         caches = {(str(spec.dtype), spec.shape) for spec in self.program.cache}
-        return sum(size for dtype, shape, size in copies_in(self.executable.as_text()) if (dtype, shape) in caches)
+        return sum(
+            size for dtype, shape, size in copies_in(self.executable.as_text() or "") if (dtype, shape) in caches
+        )
 
     @property
     def temporary_bytes(self) -> int:
@@ -226,7 +228,7 @@ class Bench:
 def copies_in(hlo: str) -> list[tuple[str, tuple[int, ...], int]]:
     """The copies in optimised HLO: dtype, shape and bytes of each."""
     found = []
-    for kind, sizes in _COPY.findall(hlo or ""):
+    for kind, sizes in _COPY.findall(hlo):
         dtype, shape = _DTYPES.get(kind), tuple(map(int, filter(None, sizes.split(","))))
         if dtype is not None:
             found.append((dtype, shape, math.prod(shape) * jnp.dtype(dtype).itemsize))

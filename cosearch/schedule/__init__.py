@@ -46,8 +46,9 @@ KNOBS: Mapping[str, Knob] = {
 class Schedule:
     """`layers`: one loop over stacked layers, or each on its own. `matmul` and `attention`: what runs the matrix
     products and decode attention, a lowering of XLA's (`matmul.py`) or a kernel (`cosearch/kernels`), in whose place
-    the lowering "dot" does what it cannot. `fusion`: how much one call of C++ kernels runs. `steps`: tokens that one
-    call of the decode program adds to each sequence. `compiler_options`: 'name=value' for XLA."""
+    the lowering "dot" does what it cannot. `weight_layout`: the memory order of matrices where no kernel has its own.
+    `fusion`: how much one call of C++ kernels runs. `steps`: tokens that one call of the decode program adds to each
+    sequence. `compiler_options`: 'name=value' for XLA."""
 
     layers: str = "scan"
     matmul: str = "dot"
@@ -63,11 +64,16 @@ class Schedule:
         return cls(**{name: choices.get(name, knob.default) for name, knob in KNOBS.items()})  # pyright: ignore[reportArgumentType]
 
     @property
+    def layout(self) -> str:
+        """The memory order of matrices: the one that a kernel of products is made for, or `weight_layout`."""
+        return MATMUL_KERNELS[self.matmul].layout if self.matmul in MATMUL_KERNELS else self.weight_layout
+
+    @property
     def portable(self) -> "Schedule":
         """The same layouts without kernels, which are made for one kind of chip."""
         kept = {"matmul": self.matmul, "attention": self.attention}
         plain = {name: value if value in matmul.MATMULS else "dot" for name, value in kept.items()}
-        return replace(self, **plain, fusion="none")
+        return replace(self, **plain, weight_layout=self.layout, fusion="none")
 
     @property
     def options(self) -> dict[str, Any]:

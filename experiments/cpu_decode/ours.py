@@ -1,6 +1,7 @@
 """Our side, or plain JAX: a decoder of random weights, compiled as the search compiles its candidates.
 
-usage: python ours.py '{"width": ..., "layers": ..., "heads": ..., "kv_heads": ..., "hidden": ...}' FORMAT BATCH [plain]
+usage: python ours.py SIZES FORMAT BATCH [plain]
+SIZES is JSON of width, layers, heads, kv_heads and hidden.
 """
 
 import json

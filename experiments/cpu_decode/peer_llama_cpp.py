@@ -1,7 +1,7 @@
 """llama.cpp's side: writes a GGUF of random weights, and times it. Needs `xllamacpp` and `gguf` (not cosearch).
 
-usage: python peer_llama_cpp.py FILE.gguf '{"width": ..., "layers": ..., "heads": ..., "kv_heads": ..., "hidden": ...}' TYPE
-TYPE is F32, BF16, Q8_0 or Q4_0.
+usage: python peer_llama_cpp.py FILE.gguf SIZES TYPE
+SIZES is JSON of width, layers, heads, kv_heads and hidden; TYPE is F32, BF16, Q8_0 or Q4_0.
 """
 
 import json

@@ -1,6 +1,7 @@
 """vLLM's side: a Llama of random bfloat16 weights on the CPU. Needs `vllm` for CPUs (not cosearch).
 
-usage: python peer_vllm.py FOLDER '{"width": ..., ...}'
+usage: python peer_vllm.py FOLDER SIZES
+SIZES is JSON of width, layers, heads, kv_heads and hidden.
 """
 
 import json

@@ -127,7 +127,7 @@ def main() -> None:
                 )
                 for name, one in sides.items()
             }
-            turns["bandwidth"] = lambda: sides["ours"]("bandwidth")
+            turns["bandwidth"] = lambda one=sides["ours"]: one("bandwidth")
             for turn in turns.values():
                 turn()
             seconds = interleave(turns, options.rounds, rng)

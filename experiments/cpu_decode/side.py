@@ -1,7 +1,9 @@
 """One side of the comparison as a process: a JSON request a line, a JSON reply a line.
 
-{"do": "decode", "context": n, "tokens": m} -> {"seconds": [of each token]}; {"do": "prefill", "tokens": n} -> {"seconds":
-[of the whole]}. What a side prints for itself goes to the error stream.
+{"do": "decode", "context": n, "tokens": m} -> {"seconds": [of each token]}
+{"do": "prefill", "tokens": n}              -> {"seconds": [of the whole]}
+
+What a side prints for itself goes to the error stream.
 """
 
 import json

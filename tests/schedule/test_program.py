@@ -62,3 +62,38 @@ def test_a_program_is_flat_and_writes_its_cache_in_place(phase):
 def test_an_unknown_compiler_option_is_a_rejection():
     with pytest.raises(Rejected, match="does not compile"):
         Program(MODEL, "decode", batch=1, capacity=4).compile({"xla_of_nobody": True})
+
+
+def weights_and_cache(program: Program) -> tuple[list[jax.Array], list[jax.Array]]:
+    weights = pack(MODEL, random_weights(SHAPE, 0))
+    return [jnp.asarray(weights[path]) for path in program.params], [
+        jnp.zeros(spec.shape, spec.dtype) for spec in program.cache
+    ]
+
+
+def test_several_steps_of_one_call_are_as_many_calls():
+    one, many = (Program(MODEL, "decode", batch=2, capacity=12, steps=steps) for steps in (1, 4))
+    params, cache = weights_and_cache(one)
+    run, expected, chosen = one.compile({}), [], np.array([7, 200], np.int32)
+    given = [chosen]
+    for position in range(4):
+        logits, _, *cache = run(*params, *cache, chosen[:, None], np.int32(position))
+        expected.append(np.asarray(logits)[:, 0])
+        chosen = expected[-1].argmax(axis=-1).astype(np.int32) if position != 1 else np.array([3, 4], np.int32)
+        given.append(chosen)
+
+    params, cache = weights_and_cache(many)
+    tokens = np.array([[7, -1, 3, -1], [200, -1, 4, -1]], np.int32)
+    silent = np.zeros((3, 2, 256), np.float32)
+    logits, taken, *_ = many.compile({})(*params, *cache, tokens, np.int32(0), silent)
+    np.testing.assert_array_equal(taken, np.stack(given[:4], axis=1))
+    np.testing.assert_allclose(logits, np.stack(expected, axis=1), atol=1e-5 * float(np.abs(expected).max()))
+
+
+def test_noise_decides_what_is_not_given():
+    program = Program(MODEL, "decode", batch=1, capacity=12, steps=3)
+    params, cache = weights_and_cache(program)
+    noise = np.zeros((2, 1, 256), np.float32)
+    noise[0, 0, 17] = noise[1, 0, 99] = 1e6
+    _, taken, *_ = program.compile({})(*params, *cache, np.array([[7, -1, -1]], np.int32), np.int32(0), noise)
+    assert np.asarray(taken).tolist() == [[7, 17, 99]]

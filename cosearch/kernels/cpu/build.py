@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from importlib.metadata import version as version_of
 from pathlib import Path
 
 import jax
@@ -79,7 +80,7 @@ def _load(source: str, macros: tuple[tuple[str, str | int], ...], isa: tuple[str
     defined = [f"-D{name}={value}" for name, value in macros]
     command = [*_FLAGS, *_targets(isa), *defined, f"-I{jax.ffi.include_dir()}"]
     digest = hashlib.sha256(repr((source, _content(), [*_FLAGS, *_targets(isa), *defined], version())).encode())
-    digest.update(jax.lib.__version__.encode() if source == "runtime.cc" else b"")
+    digest.update(version_of("jaxlib").encode() if source == "runtime.cc" else b"")
     library = cache_dir() / "kernels" / f"{Path(source).stem}-{digest.hexdigest()[:16]}.so"
     try:
         if not library.is_file():
