@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cosearch.kernels.cpu import build
 from tests import tiny
 
 
@@ -14,10 +15,23 @@ from tests import tiny
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """`$COSEARCH_CACHE` of this session."""
     folder = tmp_path_factory.mktemp("cache")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Kernels are kept by their content: what one worker has compiled serves all.
+        shared = tmp_path_factory.getbasetemp().parent / "kernels"
+        shared.mkdir(exist_ok=True)
+        (folder / "kernels").symlink_to(shared)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COSEARCH_CACHE", str(folder))
         patch.setenv("WANDB_MODE", "offline")
         yield folder
+
+
+@pytest.fixture(scope="module")
+def quick_kernels() -> Iterator[None]:
+    """C++ kernels that are compiled with fewer optimisations, in half the time; the contracts' are as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "_FLAGS", tuple("-O1" if flag == "-O3" else flag for flag in build._FLAGS))
+        yield
 
 
 @pytest.fixture(scope="session")
