@@ -156,7 +156,10 @@ class Decoder(nnx.Module):
         return self.embedding(rms_norm(x, self.norm())).astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def _layers(self, method: str, x: jax.Array, caches: Any, *positions: jax.Array) -> tuple[jax.Array, Any]:
-        alone = [method != "score" and why is None for why in why_not_fused(self.shape, self.precision, self.schedule)]
+        reasons = why_not_fused(self.shape, self.precision, self.schedule)
+        alone = [
+            why is None and fused.runs(layer, method) for why, layer in zip(reasons, self.shape.layers, strict=True)
+        ]
         if self.scanned:
             graph, state = nnx.split(self.layers)
 
@@ -169,8 +172,10 @@ class Decoder(nnx.Module):
                 return x, cache
 
             return jax.lax.scan(body, x, (state, caches))
-        if all(alone) and self.schedule.fusion == "step":
-            return fused.run_layers(list(self.layers), method, x, caches, *positions)
+        if self.schedule.fusion == "step":
+            if all(alone):
+                return fused.run_layers(list(self.layers), method, x, caches, *positions)
+            alone = [False] * len(alone)  # some may need what others leave for them
         written, shared = [], None
         for layer, cache, one in zip(self.layers, caches, alone, strict=True):
             if one:
@@ -221,6 +226,8 @@ def why_no_kernel(shape: DecoderShape, precision: Precision, schedule: Schedule)
         if None not in reasons:
             why = reasons[0] if reasons else "no layer has softmax attention over all of a cache"
             return f"schedule.attention={schedule.attention!r} runs no layer's attention: {why}"
+    if schedule.fusion == "step" and schedule.layers == "scan":
+        return "schedule.fusion='step' runs all layers in one call, not one loop over them: take layers='unroll'"
     if schedule.fusion != "none":
         alone = why_not_fused(shape, precision, schedule)
         if None not in alone or (schedule.fusion == "step" and any(alone)):
@@ -240,11 +247,12 @@ def native_products(shape: DecoderShape, precision: Precision, schedule: Schedul
             sizes = {name: (rows, columns) for name, (*_, rows, columns) in one.linears(shape.width).items()}
             groups = [(name,) for name in sizes]
             if alone[index] is None:
-                groups = [one.reads_norm, *((name,) for name in sizes if name not in one.reads_norm)]
+                together = fused.multiplied_together(one)
+                groups = [*together, *((name,) for name in sizes if name not in one.reads_norm)]
             for names in groups:
                 storage = scheduled_as(shape, precision, schedule, f"layers.{index}.{block}.{names[0]}")
-                together = (sizes[names[0]][0], sum(sizes[name][1] for name in names))
-                found.append(storage.product(tokens, together, precision.activations))
+                whole = (sizes[names[0]][0], sum(sizes[name][1] for name in names))
+                found.append(storage.product(tokens, whole, precision.activations))
     return [product for product in found if MATMUL_KERNELS["cpp"].why_not(product) is None]
 
 
@@ -253,8 +261,8 @@ def why_not_fused(shape: DecoderShape, precision: Precision, schedule: Schedule)
     """For each layer, why no single call runs it; None where one does."""
     if schedule.fusion == "none":
         return ("it is not asked for",) * len(shape.layers)
-    if "cpp" not in (schedule.matmul, schedule.attention) or schedule.matmul != schedule.attention:
-        return ("only the kernels 'cpp' of products and attention run as one",) * len(shape.layers)
+    if schedule.matmul != "cpp":
+        return ("only products by the kernel 'cpp' run as one call with what is around them",) * len(shape.layers)
     reasons: list[str | None] = []
     borrowed = [isinstance(layer.attention, SoftmaxShape) and layer.attention.borrows for layer in shape.layers]
     for index, layer in enumerate(shape.layers):

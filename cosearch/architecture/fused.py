@@ -1,4 +1,4 @@
-"""Whole layers as one native call: softmax attention over a cache and feed-forward by two halves.
+"""Whole layers as one native call: softmax attention over a cache, the gated delta rule, feed-forward by two halves.
 
 What lies between products (norms, RoPE, the cache's formats, the residual stream) is computed in float32, whatever the
 activations are: that is no less exact.
@@ -11,8 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cosearch.architecture.attention import AttentionShape
+from cosearch.architecture.attention.gated_delta import GatedDelta, GatedDeltaShape
 from cosearch.architecture.attention.softmax import SoftmaxAttention, SoftmaxShape, angles
 from cosearch.architecture.cache import KVCache
+from cosearch.architecture.feedforward import FeedForwardShape
 from cosearch.architecture.feedforward.mlp import MLPShape
 from cosearch.architecture.linear import Linear, MatrixStorage
 from cosearch.architecture.shape import LayerShape
@@ -24,16 +27,17 @@ from cosearch.kernels.cpu.program import Buffer, Program
 def why_not(shape: LayerShape, storages: Mapping[str, MatrixStorage], cache: KVCache, width: int) -> str | None:
     """Why a layer is not run as one call; `storages` are its matrices', by name ("attention.query")."""
     for block, one in shape.blocks():
-        if not isinstance(one, SoftmaxShape | MLPShape):
-            return f"its {block} is no softmax attention over all keys, and no feed-forward by two halves"
+        if not isinstance(one, SoftmaxShape | GatedDeltaShape | MLPShape):
+            return f"its {block} is no softmax attention, no gated delta rule and no feed-forward by two halves"
         for name, (*stack, rows, columns) in one.linears(width).items():
             storage = storages[f"{block}.{name}"]
             product = storage.product(1, (rows, columns), cache.dtype)
             why = "it is a stack of matrices" if stack else operations.why_no_product(product)
             if why:
                 return f"{block}.{name}: {why}"
-        if len({storages[f"{block}.{name}"] for name in one.reads_norm}) > 1:
-            return f"{', '.join(one.reads_norm)} are not stored alike"
+        for names in multiplied_together(one):
+            if len({storages[f"{block}.{name}"] for name in names}) > 1:
+                return f"{', '.join(names)} are not stored alike"
     attention = shape.attention
     if isinstance(attention, SoftmaxShape):
         if attention.blocks is not None:
@@ -42,6 +46,17 @@ def why_not(shape: LayerShape, storages: Mapping[str, MatrixStorage], cache: KVC
             return "it attends to keys of a layer below whose window moves on"
         return Attention().why_not(attention.over(cache, 1, 1))
     return None
+
+
+def multiplied_together(shape: AttentionShape | FeedForwardShape) -> list[tuple[str, ...]]:
+    """The matrices of a block that are multiplied with its normalised input, by product."""
+    names = shape.reads_norm
+    return [names[:-2], names[-2:]] if isinstance(shape, GatedDeltaShape) else [names]
+
+
+def runs(shape: LayerShape, method: str) -> bool:
+    """Whether a layer that is run as one call is so by this method, too."""
+    return method == "decode_step" or (method == "prefill" and not isinstance(shape.attention, GatedDeltaShape))
 
 
 def run_layers(
@@ -62,6 +77,8 @@ def run_layers(
         with call.program.scope():
             if block == "feedforward":
                 call.feedforward(layer, here, to)
+            elif isinstance(layer.attention, GatedDelta):
+                written[list(layers).index(layer)] = call.recurrence(layer, here, to, cache)
             else:
                 if not layer.attention.shape.borrows:
                     held = call.open(layer.attention, cache)
@@ -120,6 +137,21 @@ class _Call:
             x, [linears[name] for name in shape.reads_norm], None, layer.feedforward_norm(), epilogue
         )
         self._multiply(hidden, [linears["down"]], out, None, RESIDUAL, x)
+
+    def recurrence(self, layer: Any, x: Buffer, out: Buffer, cache: Any) -> dict[str, dict[str, Buffer]]:
+        """Add a block's output for `x` to it, `out`, by the gated delta rule; returns its states as they are updated."""
+        module, program = layer.attention, self.program
+        shape, parts, norm = module.shape, module.parts, layer.attention_norm()
+        wide, narrow = multiplied_together(shape)
+        projections = self._multiply(x, [parts[name] for name in wide], None, norm, NONE)
+        gates = self._multiply(x, [parts[name] for name in narrow], None, norm, NONE)
+        states = {name: {"values": program.updated(cache[name]["values"])} for name in ("conv", "state")}
+        vectors = [parts[name]() for name in ("conv", "decay_rate", "decay_bias", "output_norm")]
+        held = (states["conv"]["values"], states["state"]["values"])
+        sizes = (self.shape[0], shape.heads, shape.head_dim)
+        answered = operations.delta(program, projections, gates, vectors, held, sizes)
+        self._multiply(answered, [parts["output"]], out, None, RESIDUAL, x)
+        return states
 
     def attention(self, layer: Any, x: Buffer, out: Buffer, held: _Held) -> None:
         """Add a block's output for `x` to it: `out`. Its keys and values are `held`, its own or borrowed ones."""

@@ -267,6 +267,23 @@ def prefill(
     return out
 
 
+def delta(
+    program: Program,
+    projections: Buffer,
+    gates: Buffer,
+    vectors: Sequence[jax.Array],
+    states: tuple[Buffer, Buffer],
+    sizes: tuple[int, int, int],
+) -> Buffer:
+    """One token [B, H D] by the gated delta rule, for `sizes` (B, H, D); `states` are the last inputs of the
+    convolutions and the state, both updated."""
+    batch, heads, head_dim = sizes
+    out = program.temporary(4 * batch * heads * head_dim)
+    buffers = [projections, gates, *map(program.argument, vectors), *states, out]
+    program.add(Kernel("delta"), buffers, list(sizes))
+    return out
+
+
 def read(program: Program, array: jax.Array) -> None:
     """Read all of an array, by every thread a part; the program's next result is sums of it."""
     count = build.threads()

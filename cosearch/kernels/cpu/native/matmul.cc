@@ -4,7 +4,7 @@
 // registers where there are more than two tokens; KEPT of every GROUP rows are stored (`cosearch/sparsity/n_m.py`), or
 // GROUP is 0.
 //
-// One to three matrices of the same format are multiplied with the same input, as if they were one: their results stand
+// One to four matrices of the same format are multiplied with the same input, as if they were one: their results stand
 // side by side. buffers: x, out [tokens, columns of all] float32, residual (or out again), then for each matrix its
 // values, scale, tensor scale and indices (values again where there is none).
 // params: tokens, rows, epilogue, chunks a thread, bytes to prefetch ahead of what few tokens read, bytes of rows that are
@@ -415,13 +415,15 @@ inline V gelu(V x) {  // x times the logistic function of 2 sqrt(2 / pi) (x + 0.
   return load(to);
 }
 
+constexpr int MOST_MATRICES = 4;
+
 struct Product {
   int64_t tokens, rows, epilogue, ahead, panel, count, stride, out_columns;
   const char* x;
   float* out;
   const float* residual;
-  Matrix matrices[3];
-  int64_t columns[3];
+  Matrix matrices[MOST_MATRICES];
+  int64_t columns[MOST_MATRICES];
 
   Product(Buffers b, Params p) : tokens(p[0]), rows(p[1]), epilogue(p[2]), ahead(p[4]), panel(p[5]), count(p[6]) {
     x = (const char*)b[0];
