@@ -139,7 +139,7 @@ class _Call:
         self._multiply(hidden, [linears["down"]], out, None, RESIDUAL, x)
 
     def recurrence(self, layer: Any, x: Buffer, out: Buffer, cache: Any) -> dict[str, dict[str, Buffer]]:
-        """Add a block's output for `x` to it, `out`, by the gated delta rule; returns its states as they are updated."""
+        """Add a block's output for `x` to it: `out`. Returns the states, which it updates."""
         module, program = layer.attention, self.program
         shape, parts, norm = module.shape, module.parts, layer.attention_norm()
         wide, narrow = multiplied_together(shape)
