@@ -109,7 +109,7 @@ def load(folder: Path) -> Artifact:
         differing.append(f"platform {manifest['platform']} there, {platform} here")
     try:
         for name in manifest["kernels"]:
-            load_kernel(Kernel.of_name(name))
+            load_kernel(Kernel.of_name(str(name)))
     except Rejected as rejection:
         differing.append(str(rejection))
     prepare = _compile if differing else _deserialize

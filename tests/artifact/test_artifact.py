@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from jax import export
 from safetensors.numpy import load_file
 from safetensors.numpy import save as safetensors_of
 
@@ -25,9 +27,12 @@ from cosearch.artifact.load import _read_weights, load, read_manifest
 from cosearch.core.candidate import Candidate, Value
 from cosearch.core.errors import Rejected, UserError
 from cosearch.core.workload import OperatingPoint, Workload
+from cosearch.kernels.cpu import build
+from cosearch.kernels.cpu.program import TARGET, Kernel
 from cosearch.measure.verify import sharp_weights
 from cosearch.precision import FORMATS
 from cosearch.quality.serve import Served
+from cosearch.schedule.program import Program
 from tests import tiny
 
 PROMPT = "def main("
@@ -362,3 +367,74 @@ def test_a_killed_save_leaves_nothing_that_looks_like_an_artifact(tmp_path: Path
     (draft,) = tmp_path.iterdir()
     assert draft.name.startswith(".") and not (draft / "manifest.json").exists()
     shutil.rmtree(draft)
+
+
+FUSED = Candidate.from_point(
+    CANDIDATE.point
+    | {
+        "architecture.depth": 2,
+        "precision.weights": "int8",
+        "precision.kv_cache": "int8",
+        "schedule.layers": "unroll",
+        "schedule.matmul": "cpp",
+        "schedule.fusion": "step",
+        "schedule.cache_layout": "bhsd",
+    }
+)
+CALLED = re.compile(r"custom_call @(\w+)")
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact whose programs call C++ kernels; to be read, or copied."""
+    if why := build.why_unavailable():
+        pytest.skip(why)
+    folder = tmp_path_factory.mktemp("fused") / "artifact"
+    save.save_artifact(FUSED, WORKLOAD, Served(sharp_weights(axes.dense_shape(FUSED), 0), {}), {}, folder)
+    return folder
+
+
+def test_an_artifact_with_kernels_lists_them_and_has_a_portable_form_without(fused: Path):
+    kernels = [Kernel.of_name(name) for name in read_manifest(fused)["kernels"]]
+    assert {kernel.source for kernel in kernels} >= {"attend", "heads", "matmul", "prefill", "prepare"}
+    for phase in ("decode", "prefill"):
+        program = export.deserialize(bytearray((fused / f"{phase}.stablehlo").read_bytes()))
+        assert CALLED.findall(program.mlir_module()) == []
+        assert TARGET not in program.mlir_module()
+    here = Program(axes.decoder(FUSED), "decode", 1, 32)
+    assert set(CALLED.findall(here.jitted().lower(*here.arguments()).as_text())) == {TARGET}, "which would be found"
+
+
+@pytest.mark.parametrize("compiler", [None, "/nonexistent"])
+def test_a_fresh_process_runs_kernels_or_says_why_not(fused: Path, compiler: str | None):
+    """With a compiler the same program; without one, what XLA makes of the portable form."""
+    text = generate(load(fused), PROMPT, TOKENS).text
+    given: Any = {} if compiler is None else {"CXX": compiler}
+    code, out, err = tiny.command("generate", f"artifact={fused}", f"prompt={PROMPT}", f"tokens={TOKENS}", **given)
+    assert code == 0, err
+    assert out.startswith(PROMPT + text + "\n")
+    if compiler is None:
+        assert err == ""
+    else:
+        assert err.startswith(
+            "cosearch: compiled again from the StableHLO (a native kernel cannot be compiled: there is "
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nothing", "'nothing' names no native kernel"),
+        ("../../x::avx2", "names no native kernel"),
+        (3, "names no native kernel"),
+        ("combine::avx2+avx1024", "made for avx1024, which this processor does not have"),
+        ("gone::avx2", "does not compile a native kernel"),
+    ],
+)
+def test_a_kernel_that_is_not_to_be_had_is_told(fused: Path, tmp_path: Path, name: Any, words: str):
+    folder = tmp_path / "artifact"
+    shutil.copytree(fused, folder)
+    edit(folder, lambda manifest: manifest["kernels"].append(name))
+    loaded = load(folder)
+    assert loaded.recompiled is not None and words in loaded.recompiled
+    assert generate(loaded, PROMPT, TOKENS).text == generate(load(fused), PROMPT, TOKENS).text
