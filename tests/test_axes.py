@@ -4,10 +4,12 @@ import pytest
 
 from cosearch import axes
 from cosearch.__main__ import compose
+from cosearch.architecture.decoder import params_spec
 from cosearch.core.candidate import Candidate, Value
 from cosearch.core.space import Space
 from cosearch.paths import CONF, SEARCH_SPACES
 from cosearch.settings import Settings
+from cosearch.targets import why_no_kernels
 from cosearch.testing import small_space
 
 SPACES = sorted(path.stem for path in SEARCH_SPACES.glob("*.yaml"))
@@ -35,6 +37,32 @@ def space() -> Space:
             {"sparsity.pattern": "structured", "sparsity.heads_kept": 1.0, "sparsity.channels_kept": 1.0},
             ["rule 'sparsity fits'", "heads_kept, channels_kept and layers_kept"],
         ),
+        (
+            {"architecture.attention": "gated_delta", "schedule.attention": "cpp"},
+            [
+                "rule 'kernels run something'",
+                "schedule.attention='cpp' runs no layer's attention",
+                "no layer has softmax",
+            ],
+        ),
+        (
+            {"schedule.fusion": "layer"},
+            ["rule 'kernels run something'", "schedule.fusion='layer'", "only products by the kernel 'cpp'"],
+        ),
+        (
+            {"schedule.matmul": "cpp", "schedule.fusion": "step"},
+            ["rule 'kernels run something'", "schedule.fusion='step'", "take layers='unroll'"],
+        ),
+        (
+            {
+                "architecture.attention": ("mha", "mla"),
+                "architecture.latent": 32,
+                "schedule.layers": "unroll",
+                "schedule.matmul": "cpp",
+                "schedule.fusion": "step",
+            },
+            ["rule 'kernels run something'", "layer 1 is not run as one call", "no softmax attention"],
+        ),
     ],
 )
 def test_a_rule_says_what_is_wrong(space: Space, choices: dict[str, Value], words: list[str]):
@@ -43,6 +71,23 @@ def test_a_rule_says_what_is_wrong(space: Space, choices: dict[str, Value], word
     why = space.why_invalid(point)
     assert why is not None
     assert all(word in why for word in words), why
+
+
+def test_a_kernel_is_for_its_kind_of_device(space: Space):
+    candidate = Candidate.from_point({**space.reference.point, "schedule.matmul": "cpp"})
+    assert why_no_kernels(candidate, "gpu") == "the kernel 'cpp' is for cpu"
+    assert why_no_kernels(space.reference, "gpu") is None
+
+
+def test_portable_models_keep_the_arrays_and_name_no_kernel(space: Space):
+    native = {"schedule.matmul": "cpp", "schedule.attention": "cpp", "schedule.cache_layout": "bhds"}
+    candidate = Candidate.from_point({**space.reference.point, **native, "schedule.fusion": "layer"})
+    own, portable = axes.decoder(candidate), axes.portable_decoder(candidate)
+    assert portable.schedule.fusion == "none"
+    assert {portable.schedule.matmul, portable.schedule.attention} == {"dot"}
+    assert portable.schedule.cache_layout == "bhds"
+    assert params_spec(own) == params_spec(portable)
+    assert own.cache_spec(2, 8) == portable.cache_spec(2, 8)
 
 
 def test_layers_that_differ_are_legal_where_each_runs_on_its_own(space: Space):
