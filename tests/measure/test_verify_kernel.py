@@ -87,7 +87,7 @@ def test_honest_attention_passes(attentions: Sequence[Case], name: str):
         (planted.clipped, "huge inputs: "),
         (planted.flushed, "tiny inputs: "),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__),
 )
 def test_it_is_said_what_is_wrong(products: Sequence[Case], plant: planted.Product, why: str):
     own = [replace(case, inputs=_numpy(*case.inputs)) for case in products]
