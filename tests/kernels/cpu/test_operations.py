@@ -4,11 +4,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
+from cosearch import sparsity
+from cosearch.architecture.linear import MatrixStorage
+from cosearch.architecture.shape import DecoderShape
+from cosearch.core.candidate import Choices
 from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS, CachedAttention, Product
 from cosearch.kernels.cpu import build, operations
 from cosearch.kernels.cpu.operations import CACHES, GATED, GELU, NONE, RESIDUAL, WEIGHTS, Factor, Heads
@@ -114,6 +119,32 @@ def test_products(form: str, inputs: str, dtype: str, isa: str):
     for result, (*case, exact, size, allowed) in zip(program.call(), wanted, strict=True):
         error = float(np.max(np.abs(np.asarray(result, np.float64) - exact) / np.maximum(size, 1e-30)))
         assert error <= allowed, (case, error)
+
+
+@pytest.mark.parametrize(
+    ("form", "pattern"), [("int8", "2:4"), ("int8", "4:8"), ("int8", "1:4"), ("float32", "2:4"), ("bfloat16", "4:8")]
+)
+def test_products_of_which_some_weights_are_stored(form: str, pattern: str):
+    if "avx512" not in build.instructions():
+        pytest.skip("they are refused")
+    shape = DecoderShape.of(Choices({"width": 64, "depth": 1}))
+    compression = sparsity.served_shape(shape, Choices({"pattern": "n_m", "n_m": pattern})).compression
+    storage = MatrixStorage(form, "out_in", compression=compression)
+    rng = np.random.default_rng(0)
+    program, wanted = Program(), []
+    for rows, columns in ((32, 3), (96, 21), (544, 19)):
+        packed = storage.pack(rng.standard_normal((rows, columns)).astype(np.float32))
+        stored, matrix = jax.tree.map(jnp.asarray, packed), storage.unpack(packed, (rows, columns))
+        assert np.count_nonzero(matrix) <= matrix.size / 2
+        for tokens in (1, 2, 3, 9):
+            product = storage.product(tokens, (rows, columns), "float32")
+            assert operations.why_no_product(product) is None
+            x = rng.standard_normal((tokens, rows)).astype(np.float32)
+            out = program.result((tokens, columns))
+            operations.matmul(program, program.argument(jnp.asarray(x)), [Factor(stored, columns)], product, out)
+            wanted.append((product, x.astype(np.float64) @ matrix, np.abs(x) @ np.abs(matrix)))
+    for result, (product, exact, size) in zip(program.call(), wanted, strict=True):
+        assert (np.abs(np.asarray(result) - exact) <= 2e-6 * size).all(), product
 
 
 @pytest.mark.parametrize(
