@@ -286,7 +286,7 @@ class PallasGpuAttention:
         scratch = [plgpu.Barrier(num_arrivals=2 + scaled), plgpu.Barrier(num_arrivals=1 + scaled)]
         scratch += [_shared((queries, width), bf16), *[_shared(wide, key["values"].dtype)] * 2]
         scratch += [_shared((queries, size), bf16), _shared((queries, width), jnp.float32)]
-        scratch.append(plgpu.SMEM((queries,), jnp.float32))
+        scratch += [plgpu.SMEM((queries,), jnp.float32)]
         if scaled:
             scratch += [*[plgpu.SMEM((size,), bf16)] * 2, _shared((64, width), bf16)]
             scratch += [_shared(wide, bf16)] * self.interpret
