@@ -11,6 +11,19 @@ from cosearch.kernels.cpu import build
 from tests import tiny
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what is marked `compiler` where no C++ kernel can be compiled and run."""
+    if build.why_unavailable() is not None:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("compiler")])
+        items[:] = [item for item in items if not item.get_closest_marker("compiler")]
+
+
+def pytest_report_header() -> str | None:
+    """Say so."""
+    why = build.why_unavailable()
+    return None if why is None else f"tests marked 'compiler' are deselected: {why}"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """`$COSEARCH_CACHE` of this session."""

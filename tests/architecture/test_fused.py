@@ -23,7 +23,6 @@ from cosearch.architecture.decoder import (
 from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Choices
 from cosearch.core.workload import OperatingPoint
-from cosearch.kernels.cpu import build
 from cosearch.measure.bench import Compiled
 from cosearch.measure.verify import Reference, sharp_weights
 from cosearch.precision import FORMATS, Precision
@@ -31,7 +30,7 @@ from cosearch.schedule import Schedule
 from cosearch.schedule.program import Program
 
 pytestmark = [
-    pytest.mark.skipif(build.why_unavailable() is not None, reason=str(build.why_unavailable())),
+    pytest.mark.compiler,
     pytest.mark.usefixtures("quick_kernels"),
 ]
 

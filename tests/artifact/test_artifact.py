@@ -27,7 +27,6 @@ from cosearch.artifact.load import _read_weights, load, read_manifest
 from cosearch.core.candidate import Candidate, Value
 from cosearch.core.errors import Rejected, UserError
 from cosearch.core.workload import OperatingPoint, Workload
-from cosearch.kernels.cpu import build
 from cosearch.kernels.cpu.program import TARGET, Kernel
 from cosearch.measure.verify import sharp_weights
 from cosearch.precision import FORMATS
@@ -387,13 +386,12 @@ CALLED = re.compile(r"custom_call @(\w+)")
 @pytest.fixture(scope="module")
 def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact whose programs call C++ kernels; to be read, or copied."""
-    if why := build.why_unavailable():
-        pytest.skip(why)
     folder = tmp_path_factory.mktemp("fused") / "artifact"
     save.save_artifact(FUSED, WORKLOAD, Served(sharp_weights(axes.dense_shape(FUSED), 0), {}), {}, folder)
     return folder
 
 
+@pytest.mark.compiler
 def test_an_artifact_with_kernels_lists_them_and_has_a_portable_form_without(fused: Path):
     kernels = [Kernel.of_name(name) for name in read_manifest(fused)["kernels"]]
     assert {kernel.source for kernel in kernels} >= {"attend", "heads", "matmul", "prefill", "prepare"}
@@ -406,6 +404,7 @@ def test_an_artifact_with_kernels_lists_them_and_has_a_portable_form_without(fus
 
 
 @pytest.mark.parametrize("compiler", [None, "/nonexistent"])
+@pytest.mark.compiler
 def test_a_fresh_process_runs_kernels_or_says_why_not(fused: Path, compiler: str | None):
     """With a compiler the same program; without one, what XLA makes of the portable form."""
     text = generate(load(fused), PROMPT, TOKENS).text
@@ -431,6 +430,7 @@ def test_a_fresh_process_runs_kernels_or_says_why_not(fused: Path, compiler: str
         ("gone::avx2", "does not compile a native kernel"),
     ],
 )
+@pytest.mark.compiler
 def test_a_kernel_that_is_not_to_be_had_is_told(fused: Path, tmp_path: Path, name: Any, words: str):
     folder = tmp_path / "artifact"
     shutil.copytree(fused, folder)

@@ -12,7 +12,7 @@ from tests.kernels.cases import check_attention, check_product
 MATMUL = PallasGpuMatmul(block_bytes=128, thread_blocks=4, interpret=True)
 ATTENTION = PallasGpuAttention(block=64, interpret=True)
 
-simulated = pytest.mark.skipif(MATMUL.why_unavailable() is not None, reason=str(MATMUL.why_unavailable()))
+simulated = pytest.mark.chips
 
 
 @simulated

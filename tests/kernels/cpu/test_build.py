@@ -16,9 +16,6 @@ from cosearch.kernels.cpu import build
 from cosearch.kernels.cpu.program import Kernel, load
 from tests import tiny
 
-WHY = build.why_unavailable()
-here = pytest.mark.skipif(WHY is not None, reason=str(WHY))
-
 
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -52,7 +49,7 @@ def libraries(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@here
+@pytest.mark.compiler
 def test_a_kernel_is_compiled_once(fresh: Path, sources: Path, monkeypatch: pytest.MonkeyPatch):
     assert build.load("tiny.cc", {"NUMBER": 7}, ("avx2",)).number() == 7
     (name,) = libraries(fresh)
@@ -68,7 +65,7 @@ def test_a_kernel_is_compiled_once(fresh: Path, sources: Path, monkeypatch: pyte
     assert libraries(fresh) == [name]
 
 
-@here
+@pytest.mark.compiler
 def test_whatever_goes_into_a_kernel_makes_another(fresh: Path, sources: Path, monkeypatch: pytest.MonkeyPatch):
     def number(value: int = 1, isa: tuple[str, ...] = ("avx2",)) -> int:
         build._load.cache_clear()
@@ -90,7 +87,7 @@ def test_whatever_goes_into_a_kernel_makes_another(fresh: Path, sources: Path, m
     assert (number(), len(libraries(fresh))) == (-1, before + 4)
 
 
-@here
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("source", "macros", "words"),
     [
@@ -107,14 +104,14 @@ def test_what_does_not_compile_is_rejected_in_the_compilers_words(
     assert libraries(fresh) == []
 
 
-@here
+@pytest.mark.compiler
 def test_a_broken_source_is_rejected(fresh: Path, sources: Path):
     (sources / "tiny.cc").write_text("int this is none;")
     with pytest.raises(Rejected, match=r"does not compile a native kernel: .*tiny\.cc"):
         build.load("tiny.cc", {}, ("avx2",))
 
 
-@here
+@pytest.mark.compiler
 def test_no_kernel_runs_on_instructions_that_the_processor_lacks(fresh: Path, monkeypatch: pytest.MonkeyPatch):
     made = Kernel("combine", (), ("avx2", "avx512", "avx1024"))
     with pytest.raises(Rejected, match="made for avx1024, which this processor does not have"):
@@ -124,7 +121,7 @@ def test_no_kernel_runs_on_instructions_that_the_processor_lacks(fresh: Path, mo
         load(made)
 
 
-@here
+@pytest.mark.compiler
 def test_a_place_that_keeps_nothing_is_told(fresh: Path):
     fresh.write_text("in the way")
     with pytest.raises(Rejected, match=f"cannot be kept in {fresh}"):
@@ -181,7 +178,7 @@ assert build.load("tiny.cc", {"NUMBER": 7}, ("avx2",)).number() == 7
 """
 
 
-@here
+@pytest.mark.compiler
 def test_two_processes_at_once_both_get_it(fresh: Path, sources: Path):
     environment = {**os.environ, "PYTHONPATH": str(tiny.ROOT)}
     command = [sys.executable, "-c", TOGETHER, str(sources)]

@@ -23,7 +23,7 @@ from cosearch.precision.quantized import INPUTS
 from cosearch.schedule import CACHE_LAYOUTS
 
 pytestmark = [
-    pytest.mark.skipif(build.why_unavailable() is not None, reason=str(build.why_unavailable())),
+    pytest.mark.compiler,
     pytest.mark.usefixtures("quick_kernels"),
 ]
 
@@ -76,16 +76,16 @@ def finished(sums: list[np.ndarray], sizes: list[np.ndarray], epilogue: int, res
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("inputs", ["as_is", "int8"])
-@pytest.mark.parametrize("form", WEIGHTS)
+@pytest.mark.parametrize(
+    ("form", "inputs"),
+    [(form, inputs) for form in WEIGHTS for inputs in ("as_is", *{"int8"} & {*FORMATS[form].inputs})],
+)
 def test_products(form: str, inputs: str, dtype: str, isa: str):
     """One program for all sizes: what one product leaves in memory must not matter to the next."""
-    if inputs != "as_is" and (
-        inputs not in FORMATS[form].inputs or isa == "avx2" or "vnni" not in build.instructions()
-    ):
-        pytest.skip("it is not asked for, or refused")
-    if dtype == "bfloat16" and (isa == "avx2" or "bf16" not in build.instructions()):
-        pytest.skip("as float32")
+    if inputs != "as_is" and "vnni" not in build.instructions():
+        why = operations.why_no_product(Product(1, 128, 8, form, "out_in", inputs, dtype))
+        assert why is not None and "VNNI" in why
+        return
     rng = np.random.default_rng(0)
     program, wanted = Program(), []
     group = operations._GROUPS.get(form, 0)
@@ -125,11 +125,13 @@ def test_products(form: str, inputs: str, dtype: str, isa: str):
     ("form", "pattern"), [("int8", "2:4"), ("int8", "4:8"), ("int8", "1:4"), ("float32", "2:4"), ("bfloat16", "4:8")]
 )
 def test_products_of_which_some_weights_are_stored(form: str, pattern: str):
-    if "avx512" not in build.instructions():
-        pytest.skip("they are refused")
     shape = DecoderShape.of(Choices({"width": 64, "depth": 1}))
     compression = sparsity.served_shape(shape, Choices({"pattern": "n_m", "n_m": pattern})).compression
     storage = MatrixStorage(form, "out_in", compression=compression)
+    if "avx512" not in build.instructions():
+        why = operations.why_no_product(storage.product(1, (32, 3), "float32"))
+        assert why is not None and "AVX-512" in why
+        return
     rng = np.random.default_rng(0)
     program, wanted = Program(), []
     for rows, columns in ((32, 3), (96, 21), (544, 19)):
@@ -328,13 +330,15 @@ def test_nan_stays_nan(form: str, isa: str):
 
 @pytest.mark.parametrize("inputs", ["as_is", "int8"])
 def test_nan_among_the_inputs_of_a_product_stays_nan(inputs: str):
+    product = Product(4, 64, 16, "int8", "out_in", inputs)
     if inputs == "int8" and "vnni" not in build.instructions():
-        pytest.skip("it is refused")
+        assert operations.why_no_product(product) is not None
+        return
     stored = {
         part: jnp.asarray(one) for part, one in FORMATS["int8"].pack(np.ones((64, 16), np.float32), "out_in").items()
     }
     x = np.ones((4, 64), np.float32)
     x[2, 63] = np.nan
-    out = MATMUL_KERNELS["cpp"](jnp.asarray(x), stored, Product(4, 64, 16, "int8", "out_in", inputs))
+    out = MATMUL_KERNELS["cpp"](jnp.asarray(x), stored, product)
     assert np.isnan(np.asarray(out)).all(axis=1).tolist() == [False, False, True, False]
     assert not np.isnan(np.asarray(out)[[0, 1, 3]]).any()

@@ -13,7 +13,7 @@ import pytest
 
 from cosearch.core.errors import Rejected
 from cosearch.kernels import Product
-from cosearch.kernels.cpu import build, operations
+from cosearch.kernels.cpu import operations
 from cosearch.kernels.cpu.operations import Factor, Heads
 from cosearch.kernels.cpu.program import Kernel, Program, kernels_in
 from cosearch.measure.bench import copies_in
@@ -21,7 +21,7 @@ from cosearch.precision import FORMATS
 from tests import tiny
 
 pytestmark = [
-    pytest.mark.skipif(build.why_unavailable() is not None, reason=str(build.why_unavailable())),
+    pytest.mark.compiler,
     pytest.mark.usefixtures("quick_kernels"),
 ]
 
