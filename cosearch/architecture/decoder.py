@@ -205,6 +205,10 @@ def cached_as(precision: Precision, schedule: Schedule, layer: int) -> kv.KVCach
     return kv.KVCache(precision.cache_format(layer), schedule.cache_layout, precision.activations, schedule.attention)
 
 
+_SLOTS = 1024
+"""What a kernel of attention is asked about where no workload says how many slots there are."""
+
+
 @functools.lru_cache(4096)
 def why_no_kernel(shape: DecoderShape, precision: Precision, schedule: Schedule) -> str | None:
     """Why the kernels that a schedule names, or its fusion, would do nothing; None where each does something."""
@@ -222,7 +226,7 @@ def why_no_kernel(shape: DecoderShape, precision: Precision, schedule: Schedule)
         for index, layer in enumerate(shape.layers):
             if isinstance(layer.attention, SoftmaxShape) and layer.attention.blocks is None:
                 cache = cached_as(precision, schedule, index)
-                reasons.append(kernel.why_not(layer.attention.over(cache, 1, 1)))
+                reasons.append(kernel.why_not(layer.attention.over(cache, 1, _SLOTS)))
         if None not in reasons:
             why = reasons[0] if reasons else "no layer has softmax attention over all of a cache"
             return f"schedule.attention={schedule.attention!r} runs no layer's attention: {why}"
