@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cosearch.kernels import Product
-from cosearch.kernels.cpu import build, tiles
+from cosearch.kernels.cpu import tiles
 from cosearch.kernels.cpu.tiles import Tiles, choices, is_tuned, shipped, tiles_for
 from cosearch.measure import timing, tune
 
@@ -90,7 +90,7 @@ def test_small_products_and_ones_without_time_are_left_alone(kept: Path, monkeyp
     assert machine.timed == [] and not kept.exists()
 
 
-@pytest.mark.skipif(build.why_unavailable() is not None, reason=str(build.why_unavailable()))
+@pytest.mark.compiler
 @pytest.mark.parametrize("tokens", [1, 4])
 def test_products_are_really_run(tokens: int, quick_kernels: None, monkeypatch: pytest.MonkeyPatch):
     """With one comparison, of one round: this says nothing of speed."""
