@@ -20,7 +20,7 @@ from cosearch.architecture.feedforward.mlp import MLPShape
 from cosearch.architecture.linear import Linear, MatrixStorage
 from cosearch.architecture.shape import LayerShape
 from cosearch.kernels.cpu import Attention, operations
-from cosearch.kernels.cpu.operations import GATED, GELU, NONE, RESIDUAL, Factor, Heads
+from cosearch.kernels.cpu.operations import GATED, GELU, NONE, RESIDUAL, Factor
 from cosearch.kernels.cpu.program import Buffer, Program
 
 
@@ -156,25 +156,22 @@ class _Call:
     def attention(self, layer: Any, x: Buffer, out: Buffer, held: _Held) -> None:
         """Add a block's output for `x` to it: `out`. Its keys and values are `held`, its own or borrowed ones."""
         module, program = layer.attention, self.program
-        shape, kv, lender = module.shape, held.module.cache, held.module
-        sizes = Heads(
-            *(self.shape[0], self.shape[1], shape.heads, shape.kv_heads, shape.head_dim),
-            *(held.slots, kv.format, kv.layout),
-        )
+        shape, lender, (batch, tokens, _) = module.shape, held.module, self.shape
+        sizes = shape.over(lender.cache, batch, held.slots)
         parts = module.parts
         norms = (
             (parts["query_norm"](), parts["query_norm" if shape.borrows else "key_norm"]()) if shape.qk_norm else None
         )
         projections = self._multiply(x, [parts[name] for name in shape.reads_norm], None, layer.attention_norm(), NONE)
         start = self.positions[0]
-        at = start + jnp.arange(self.shape[1])
+        at = start + jnp.arange(tokens)
         turns = angles(at, shape.head_dim)
         turned = (program.argument(turns[0]), program.argument(turns[1]))
 
         def heads(slots: jax.Array, kept: bool) -> tuple[Buffer, Buffer, Buffer]:
             where = program.argument(slots.astype(jnp.int32))
             return operations.heads(
-                program, projections, sizes, turned, norms, where, held.tensors, shape.borrows, kept
+                program, projections, sizes, tokens, turned, norms, where, held.tensors, shape.borrows, kept
             )
 
         if self.method == "decode_step":
@@ -183,7 +180,7 @@ class _Call:
             attended = operations.attend(program, query, sizes, held.tensors, length)
         else:
             # In a ring, writing first would overwrite tokens that the chunk's own first tokens still see.
-            targets = lender.targets(start, self.shape[1], self.positions[1], held.slots)
+            targets = lender.targets(start, tokens, self.positions[1], held.slots)
             first = program.argument(start.astype(jnp.int32))
             if shape.window is None:
                 query, *own = heads(targets, False)
@@ -193,7 +190,7 @@ class _Call:
                 now = start - 1
             there = program.argument(lender.held(now, held.slots).astype(jnp.int32))
             attended = operations.prefill(
-                program, query, (own[0], own[1]), sizes, held.tensors, there, first, shape.window, shape.sinks
+                program, query, (own[0], own[1]), sizes, tokens, held.tensors, there, first, shape.window, shape.sinks
             )
             if shape.window is not None:
                 heads(targets, False)

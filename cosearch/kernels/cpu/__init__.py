@@ -11,7 +11,7 @@ import numpy as np
 
 from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS, CachedAttention, Product, Stored
 from cosearch.kernels.cpu import build, operations
-from cosearch.kernels.cpu.operations import Factor, Heads
+from cosearch.kernels.cpu.operations import Factor
 from cosearch.kernels.cpu.program import Program
 
 
@@ -50,15 +50,11 @@ class Attention:
         self, query_BHD: jax.Array, key: Stored, value: Stored, length: jax.Array, attention: CachedAttention
     ) -> jax.Array:
         program = Program()
-        batch, heads, head_dim = query_BHD.shape
-        query = query_BHD.astype(jnp.float32) * np.float32(head_dim**-0.5)
-        sizes = Heads(
-            *(batch, 1, heads, attention.kv_heads, head_dim, attention.slots, attention.format, attention.layout)
-        )
-        out = program.result((batch, heads * head_dim))
-        at = program.argument(query.reshape(batch, -1))
+        query = query_BHD.astype(jnp.float32) * np.float32(attention.head_dim**-0.5)
+        at = program.argument(query.reshape(attention.batch, -1))
+        out = program.result((attention.batch, attention.heads * attention.head_dim))
         cache = tuple({part: program.argument(array) for part, array in tensor.items()} for tensor in (key, value))
-        operations.attend(program, at, sizes, (cache[0], cache[1]), program.argument(jnp.int32(length)), out)
+        operations.attend(program, at, attention, (cache[0], cache[1]), program.argument(jnp.int32(length)), out)
         return program.call()[0].reshape(query_BHD.shape).astype(query_BHD.dtype)
 
 

@@ -169,21 +169,6 @@ def matmul(
     return out
 
 
-@dataclass(frozen=True)
-class Heads:
-    """The sizes of attention over a cache (`CachedAttention`), and whether queries and keys are normalised."""
-
-    batch: int
-    tokens: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    slots: int
-    format: str
-    layout: str
-    normed: bool = False
-
-
 def _parts(program: Program, cache: Mapping[str, Buffer]) -> list[Buffer]:
     return [cache["values"], cache.get("scale", cache["values"])]
 
@@ -191,7 +176,8 @@ def _parts(program: Program, cache: Mapping[str, Buffer]) -> list[Buffer]:
 def heads(
     program: Program,
     projections: Buffer,
-    sizes: Heads,
+    sizes: CachedAttention,
+    tokens: int,
     turns: tuple[Buffer, Buffer],
     norms: tuple[jax.Array, jax.Array] | None,
     slots: Buffer,
@@ -199,15 +185,15 @@ def heads(
     borrowed: bool,
     kept: bool,
 ) -> tuple[Buffer, Buffer, Buffer]:
-    """Queries, keys and values from their projections, the latter two written to the cache; `kept` ones are also given
-    as the cache holds them."""
-    count, own = sizes.batch * sizes.tokens, 0 if borrowed else sizes.kv_heads
+    """Queries, keys and values of `tokens` of each sequence from their projections, the latter two written to the
+    cache; `kept` ones are also given as the cache holds them."""
+    count, own = sizes.batch * tokens, 0 if borrowed else sizes.kv_heads
     query = program.temporary(4 * count * sizes.heads * sizes.head_dim)
     key, value = (program.temporary(4 * count * own * sizes.head_dim) if kept else query for _ in range(2))
     scales = turns if norms is None else (program.argument(norms[0]), program.argument(norms[1]))
     buffers = [projections, *turns, *scales, slots, *_parts(program, cache[0]), *_parts(program, cache[1])]
     params = [
-        *(sizes.batch, sizes.tokens, sizes.heads, own, sizes.head_dim, sizes.slots, _LAYOUTS[sizes.layout]),
+        *(sizes.batch, tokens, sizes.heads, own, sizes.head_dim, sizes.slots, _LAYOUTS[sizes.layout]),
         *(int(norms is not None), int(kept)),
     ]
     program.add(Kernel("heads", (("FORMAT", sizes.format),)), [*buffers, query, key, value], params)
@@ -217,7 +203,7 @@ def heads(
 def attend(
     program: Program,
     query: Buffer,
-    sizes: Heads,
+    sizes: CachedAttention,
     cache: tuple[Mapping[str, Buffer], Mapping[str, Buffer]],
     length: Buffer,
     out: Buffer | None = None,
@@ -237,7 +223,7 @@ def attend(
     return out
 
 
-def _splits(sizes: Heads) -> int:
+def _splits(sizes: CachedAttention) -> int:
     """Into how many parts the slots are divided: where sequences and heads are too few to keep all threads busy."""
     wanted = 2 * build.threads()
     have = sizes.batch * sizes.kv_heads
@@ -248,19 +234,20 @@ def prefill(
     program: Program,
     query: Buffer,
     own: tuple[Buffer, Buffer],
-    sizes: Heads,
+    sizes: CachedAttention,
+    tokens: int,
     cache: tuple[Mapping[str, Buffer], Mapping[str, Buffer]],
     held: Buffer,
     start: Buffer,
     window: int | None,
     sinks: int,
 ) -> Buffer:
-    """Attention of a chunk [B T, H D] to the slots that `held` [S] gives positions, and where it has a window, whose
-    cache does not hold the chunk yet, to its `own` keys and values."""
-    out = program.temporary(4 * sizes.batch * sizes.tokens * sizes.heads * sizes.head_dim)
+    """Attention of a chunk of `tokens` [B T, H D] to the slots that `held` [S] gives positions, and where it has a
+    window, whose cache does not hold the chunk yet, to its `own` keys and values."""
+    out = program.temporary(4 * sizes.batch * tokens * sizes.heads * sizes.head_dim)
     buffers = [query, *own, *_parts(program, cache[0]), *_parts(program, cache[1]), held, start, out]
     params = [
-        *(sizes.batch, sizes.tokens, sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.slots),
+        *(sizes.batch, tokens, sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.slots),
         *(_LAYOUTS[sizes.layout], window or 0, sinks, int(window is not None)),
     ]
     program.add(Kernel("prefill", (("FORMAT", sizes.format),)), buffers, params)

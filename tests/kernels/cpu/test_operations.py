@@ -16,7 +16,7 @@ from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Choices
 from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS, CachedAttention, Product
 from cosearch.kernels.cpu import build, operations
-from cosearch.kernels.cpu.operations import CACHES, GATED, GELU, NONE, RESIDUAL, WEIGHTS, Factor, Heads
+from cosearch.kernels.cpu.operations import CACHES, GATED, GELU, NONE, RESIDUAL, WEIGHTS, Factor
 from cosearch.kernels.cpu.program import Buffer, Program
 from cosearch.precision import FORMATS
 from cosearch.precision.quantized import INPUTS
@@ -232,7 +232,7 @@ def test_attention_reads_its_slots_and_no_other(form: str, isa: str):
         query = rng.standard_normal((batch, heads, head_dim)).astype(np.float32)
         at = program.argument(jnp.asarray(query).reshape(batch, -1))
         for layout in CACHE_LAYOUTS:
-            sizes = Heads(batch, 1, heads, kv_heads, head_dim, slots, form, layout)
+            sizes = CachedAttention(batch, heads, kv_heads, head_dim, slots, form, layout)
             for length in (1, slots - 1, slots):
                 held = [in_memory(one, layout) for one in stored]
                 for one in held:
@@ -271,9 +271,9 @@ def test_a_cache_holds_what_its_format_encodes(form: str, isa: str):
         flat = values.reshape(batch * tokens, width)
         x = program.argument(jnp.asarray(np.concatenate([flat, flat, flat], 1)))
         turns = [program.argument(one((tokens, head_dim // 2), jnp.float32)) for one in (jnp.ones, jnp.zeros)]
-        sizes = Heads(batch, tokens, kv_heads, kv_heads, head_dim, slots, form, layout)
+        sizes = CachedAttention(batch, kv_heads, kv_heads, head_dim, slots, form, layout)
         operations.heads(
-            *(program, x, sizes, (turns[0], turns[1]), None, program.argument(jnp.asarray(where))),
+            *(program, x, sizes, tokens, (turns[0], turns[1]), None, program.argument(jnp.asarray(where))),
             *((held[0], held[1]), False, True),
         )
         before[layout] = spec
@@ -301,7 +301,7 @@ def bits(array: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("form", CACHES)
 def test_nan_stays_nan(form: str, isa: str):
     """In a slot that is read, in a query, and in what a cache is written from."""
-    sizes = Heads(1, 1, 2, 2, 32, 8, form, "bshd")
+    sizes = CachedAttention(1, 2, 2, 32, 8, form, "bshd")
     rng = np.random.default_rng(0)
     whole = rng.standard_normal((1, 8, 2, 32)).astype(np.float32)
     broken, query = whole.copy(), rng.standard_normal((1, 64)).astype(np.float32)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from cosearch.core.errors import Rejected
-from cosearch.kernels import Product
+from cosearch.kernels import CachedAttention, Product
 from cosearch.kernels.cpu import operations
-from cosearch.kernels.cpu.operations import Factor, Heads
+from cosearch.kernels.cpu.operations import Factor
 from cosearch.kernels.cpu.program import Kernel, Program, kernels_in
 from cosearch.measure.bench import copies_in
 from cosearch.precision import FORMATS
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.usefixtures("quick_kernels"),
 ]
 
-SIZES = Heads(1, 1, 2, 2, 32, 512, "float32", "bshd")
+SIZES = CachedAttention(1, 2, 2, 32, 512, "float32", "bshd")
 
 
 def product_of(x: jax.Array, stored: dict[str, jax.Array], columns: int, form: str = "float32") -> jax.Array:
@@ -91,7 +91,7 @@ def written(cache: dict[str, jax.Array], x: jax.Array, slot: jax.Array) -> tuple
     held = [{"values": program.updated(cache[name])} for name in ("key", "value")]
     turns = [program.argument(one) for one in (jnp.ones((1, 16)), jnp.zeros((1, 16)))]
     query, *_ = operations.heads(
-        *(program, program.argument(x), SIZES, (turns[0], turns[1]), None, program.argument(slot)),
+        *(program, program.argument(x), SIZES, 1, (turns[0], turns[1]), None, program.argument(slot)),
         *((held[0], held[1]), False, False),
     )
     length = program.argument(slot[0] + 1)
