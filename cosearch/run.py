@@ -62,7 +62,7 @@ def start(config: Mapping[str, Any]) -> Run:
     space = settings.load_space()
     with Worker() as worker:
         problem = _problem(settings, worker)
-        _check_compiler_options(space, worker, settings)
+        _check_compiler_options(space, worker, problem.target.platform, settings)
         digest = corpus.load(settings.corpus).digest
         proposer = _proposer(settings, space, problem)
         folder = _new_folder(Path(config["output"]), settings.experiment)
@@ -197,8 +197,8 @@ def _proposer(settings: Settings, space: Space, problem: Problem) -> Proposer:
     return PROPOSERS[settings.proposer](Setting(space, problem, settings.seed, settings.proposer_options))
 
 
-def _check_compiler_options(space: Space, worker: Worker, settings: Settings) -> None:
-    for options, why in check_options(worker, space, settings.limits).items():
+def _check_compiler_options(space: Space, worker: Worker, platform: str, settings: Settings) -> None:
+    for options, why in check_options(worker, space, platform, settings.limits).items():
         raise UserError(f"space {space.name}: knobs.schedule.compiler_options: {list(options)} is refused: {why}")
 
 

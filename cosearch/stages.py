@@ -22,6 +22,7 @@ from cosearch.measure import timing
 from cosearch.measure.process import Progress, Worker
 from cosearch.quality import Recipe
 from cosearch.schedule import Schedule
+from cosearch.targets import why_no_options
 
 _BELOW_FLOOR = 0.5
 """A median below this part of the roofline's floor cannot be: the peaks are measured too, and may be a little low."""
@@ -175,9 +176,9 @@ def workload_latency(by_point: list[list[float]], problem: Problem) -> Metric:
     return measured("latency_s", float(scales @ medians), interval=interval, samples=tuple(itertools.chain(*by_point)))
 
 
-def check_options(worker: Worker, space: Any, limits: Limits) -> Mapping[tuple[str, ...], str]:
-    """The sets of compiler options of a space that the installed XLA refuses, and why."""
-    sets = list(space.knobs.get("schedule.compiler_options", ()))
+def check_options(worker: Worker, space: Any, platform: str, limits: Limits) -> Mapping[tuple[str, ...], str]:
+    """The sets of compiler options of a space, for this kind of device, that the installed XLA refuses, and why."""
+    sets = [one for one in space.knobs.get("schedule.compiler_options", ()) if why_no_options(one, platform) is None]
     reply = worker.call("options", {"option_sets": [list(options) for options in sets]}, limits.compile_s)
     return {sets[int(index)]: why for index, why in reply["refused"].items()}
 

@@ -9,7 +9,7 @@ from cosearch.core.candidate import Candidate, Value
 from cosearch.core.space import Space
 from cosearch.paths import CONF, SEARCH_SPACES
 from cosearch.settings import Settings
-from cosearch.targets import why_no_kernels
+from cosearch.targets import why_no_options, why_not_for
 from cosearch.testing import small_space
 
 SPACES = sorted(path.stem for path in SEARCH_SPACES.glob("*.yaml"))
@@ -75,8 +75,16 @@ def test_a_rule_says_what_is_wrong(space: Space, choices: dict[str, Value], word
 
 def test_a_kernel_is_for_its_kind_of_device(space: Space):
     candidate = Candidate.from_point({**space.reference.point, "schedule.matmul": "cpp"})
-    assert why_no_kernels(candidate, "gpu") == "the kernel 'cpp' is for cpu"
-    assert why_no_kernels(space.reference, "gpu") is None
+    assert why_not_for(candidate, "gpu") == "the kernel 'cpp' is for cpu"
+    assert why_not_for(space.reference, "gpu") is None
+
+
+def test_a_compiler_option_is_for_its_kind_of_device(space: Space):
+    options = ("xla_cpu_enable_fast_math=true", "xla_llvm_disable_expensive_passes=true")
+    candidate = Candidate.from_point({**space.reference.point, "schedule.compiler_options": options})
+    assert why_not_for(candidate, "gpu") == "the compiler option 'xla_cpu_enable_fast_math' is for cpu"
+    assert why_not_for(candidate, "cpu") is None
+    assert why_no_options(options[1:], "tpu") is None
 
 
 def test_portable_models_keep_the_arrays_and_name_no_kernel(space: Space):

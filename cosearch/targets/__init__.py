@@ -5,7 +5,8 @@ The chip of a search is its target. One that is at hand may be measured: it gets
 `measure/peaks.py` in a worker. One that is not is a literal from its datasheet, cited.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from cosearch.core.candidate import Candidate
 from cosearch.core.registry import Registry
 from cosearch.core.target import Target
 from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS
+from cosearch.schedule import Schedule
 
 MeasurePeaks = Callable[[], Mapping[str, Any]]
 
@@ -32,8 +34,13 @@ class Chip(Protocol):
 TARGETS: Registry[Chip] = Registry("target", __name__)
 
 
-def why_no_kernels(candidate: Candidate, platform: str) -> str | None:
-    """Why the kernels that a candidate's schedule names are not for this kind of device, or not to be had here."""
+_OPTION = re.compile(r"xla_(cpu|gpu|tpu)_")
+"""Options of one kind of device's compiler; others take them and do nothing."""
+
+
+def why_not_for(candidate: Candidate, platform: str) -> str | None:
+    """Why a kernel or compiler option that a candidate's schedule names is not for this kind of device, or not to be
+    had here."""
     for knob, kernels in (("matmul", MATMUL_KERNELS), ("attention", ATTENTION_KERNELS)):
         name = candidate.schedule.get(knob)
         if name in kernels:
@@ -42,4 +49,13 @@ def why_no_kernels(candidate: Candidate, platform: str) -> str | None:
                 return f"the kernel {name!r} is for {', '.join(sorted(kernel.platforms))}"
             if why := kernel.why_unavailable():
                 return f"the kernel {name!r} is not to be had: {why}"
+    return why_no_options(Schedule.of(candidate.schedule).options, platform)
+
+
+def why_no_options(names: Iterable[str], platform: str) -> str | None:
+    """Why one of these compiler options is not for this kind of device."""
+    for name in names:
+        found = _OPTION.match(name)
+        if found and found[1] != platform:
+            return f"the compiler option {name!r} is for {found[1]}"
     return None

@@ -8,7 +8,7 @@ from cosearch.core.candidate import Candidate, content_hash
 from cosearch.core.files import write_json
 from cosearch.core.target import Target
 from cosearch.measure.fingerprint import fingerprint
-from cosearch.targets import TARGETS, MeasurePeaks, why_no_kernels
+from cosearch.targets import TARGETS, MeasurePeaks, why_not_for
 
 
 class CPU:
@@ -17,7 +17,7 @@ class CPU:
     def why_not(self, candidate: Candidate) -> str | None:
         if candidate.precision.get("matmul_inputs") == "float8_e4m3":
             return "this processor multiplies no float8 numbers: it would only round to them, and be slower for it"
-        return why_no_kernels(candidate, "cpu")
+        return why_not_for(candidate, "cpu")
 
     def target(self, cache: Path, measure_peaks: MeasurePeaks) -> Target:
         versions = {name: fingerprint()[name] for name in ("processor", "cores", "jaxlib", "system")}
