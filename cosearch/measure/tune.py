@@ -27,15 +27,17 @@ _SURE = 5
 
 
 def tune(product: Product, seconds: float = 3.0) -> Tiles:
-    """The best tiles found for a product in about so many seconds, which are kept for all that runs later here.
+    """The best tiles found for a product in about so many seconds after the shipped ones were compiled. They are kept
+    for all that runs later here, if there was time to try any.
 
     Raises:
         Rejected: the product's kernel cannot be compiled.
     """
-    start, until = shipped(product), time.monotonic() + seconds
+    start = shipped(product)
     left = [tiles for tiles in choices(product) if tiles != start]
     product_with = _products(product)
     base = product_with(start)
+    until = time.monotonic() + seconds
     rng = np.random.default_rng(0)
     tried: dict[Tiles, float] = {start: 0.0}  # the logarithm of the time over that of `start`
     sure: dict[Tiles, bool] = {}
@@ -51,17 +53,20 @@ def tune(product: Product, seconds: float = 3.0) -> Tiles:
         tried[tiles] = ratio
     # The winner of many looks better than it is: only what was surely faster takes the place of what is shipped.
     best = min((tiles for tiles in tried if sure.get(tiles)), key=lambda tiles: tried[tiles], default=start)
-    keep(product, best)
+    if len(tried) > 1:
+        keep(product, best)
     return best
 
 
 def tune_all(products: list[Product], seconds: float) -> None:
-    """Tune those of the products that are worth it and were not tuned yet, in about so many seconds."""
+    """Tune those of the products that are worth it and were not tuned yet, in about so many seconds, of which each
+    has its share."""
     until = time.monotonic() + seconds
-    for product in dict.fromkeys(products):
+    new = [one for one in dict.fromkeys(products) if _stored_bytes(one) >= LEAST_BYTES and not is_tuned(one)]
+    for index, product in enumerate(new):
         left = until - time.monotonic()
-        if left > 0 and _stored_bytes(product) >= LEAST_BYTES and not is_tuned(product):
-            tune(product, min(left, 3.0))
+        if left > 0:
+            tune(product, left / (len(new) - index))
 
 
 def _next(left: list[Tiles], tried: dict[Tiles, float], rng: np.random.Generator) -> int:

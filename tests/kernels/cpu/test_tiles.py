@@ -83,7 +83,6 @@ def test_what_is_no_choice_counts_as_not_measured(kept: Path, garbage: bytes):
     keep(PRODUCT, other)
     (path,) = kept.iterdir()
     path.write_bytes(garbage)
-    tiles._measured.cache_clear()
     assert not is_tuned(PRODUCT) and tiles_for(PRODUCT) == shipped(PRODUCT)
     keep(PRODUCT, other)
     assert is_tuned(PRODUCT) and tiles_for(PRODUCT) == other
