@@ -87,6 +87,9 @@ def generate(arguments: list[str]) -> None:
     defaults = {"tokens": 64, "temperature": 0.0, "seed": 0}
     kinds = {"artifact": Path, "prompt": str, "tokens": int, "temperature": float, "seed": int}
     options = _options(arguments, kinds, defaults)
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # each token waits for the one before, and so does Python
     from cosearch.artifact.generate import generate as continue_text
     from cosearch.artifact.load import load
 

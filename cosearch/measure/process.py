@@ -38,7 +38,7 @@ class Worker:
     """One worker process, started when first called and after each failure anew."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        self._environment = {**os.environ, **_large_pages(os.environ), **(environment or {})}
+        self._environment = {**os.environ, **_quick(os.environ), **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
         self._buffer = b""
@@ -190,7 +190,15 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} in a reply")
 
 
-def _large_pages(environment: Mapping[str, str]) -> dict[str, str]:
-    """Have glibc ask Linux for large pages: reading memory through small ones took a third longer on one processor."""
+def _quick(environment: Mapping[str, str]) -> dict[str, str]:
+    """What has programs run as fast as they can, beside what the user says.
+
+    glibc asks Linux for large pages: reading memory through small ones took a third longer on one processor. And JAX
+    runs programs in the thread that calls them: handing them to another took 100 us a call, and that thread and those
+    that help it were often woken up on one core.
+    """
     told = environment.get("GLIBC_TUNABLES", "")
-    return {"GLIBC_TUNABLES": ":".join(filter(None, [told, "glibc.malloc.hugetlb=1"]))}
+    return {
+        "GLIBC_TUNABLES": ":".join(filter(None, [told, "glibc.malloc.hugetlb=1"])),
+        "JAX_CPU_ENABLE_ASYNC_DISPATCH": environment.get("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false"),
+    }

@@ -370,6 +370,21 @@ worker.call(sys.argv[1], {}, 600, lambda *_: print(pid, flush=True))
 """
 
 
+def test_programs_run_in_the_calling_thread_unless_the_user_says_otherwise(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    name = "JAX_CPU_ENABLE_ASYNC_DISPATCH"
+    monkeypatch.delenv(name, raising=False)
+    with Worker(environment) as worker:
+        assert worker.call("environment", {"name": name}, 20) == {"value": "false"}
+    monkeypatch.setenv(name, "true")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    with Worker(environment) as worker:
+        assert worker.call("environment", {"name": name}, 20) == {"value": "true"}
+        pages = worker.call("environment", {"name": "GLIBC_TUNABLES"}, 20)["value"]
+        assert pages == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
+
+
 @pytest.mark.parametrize("task", ["hang", "hang_in_native_code", "stopped"])
 def test_a_worker_ends_when_its_parent_is_killed(environment: dict[str, str], task: str):
     parent = subprocess.Popen(

@@ -11,17 +11,13 @@ import jax
 from cosearch.kernels import CachedAttention, Product
 from cosearch.kernels.cpu import build
 from cosearch.kernels.cpu.program import Buffer, Kernel, Program
-from cosearch.kernels.cpu.tiles import Tiles, tiles_for
+from cosearch.kernels.cpu.tiles import GROUPS, Tiles, few, tiles_for
 
-_GROUPS = {"int4_g32": 32, "int4_g64": 64, "int4_g128": 128, "mxfp4": 32, "nvfp4": 16}
-"""Formats of 4 bits to the rows of a group."""
-WEIGHTS = ("float32", "bfloat16", "int8", "float8_e4m3", *_GROUPS)
+WEIGHTS = ("float32", "bfloat16", "int8", "float8_e4m3", *GROUPS)
 """The formats of weights that `native/matmul.cc` reads."""
 CACHES = ("float32", "bfloat16", "int8", "float8_e4m3", "int4")
 """The formats of caches that `native/cache.h` reads and writes."""
 _LAYOUTS = {"bshd": 0, "bhsd": 1, "bhds": 2}
-_MOST_TOKENS_AT_ONCE = 2
-"""Up to so many tokens, rows of a matrix are used as they are read (`MOST_FEW` of `native/matmul.cc`)."""
 MOST_ROWS = 65536
 """What the scratch memory of a thread has room for."""
 _SCRATCH_BYTES = 4 << 20
@@ -40,8 +36,8 @@ def why_no_product(product: Product) -> str | None:
     if product.layout != "out_in":
         return "it reads matrices from [out, in]"
     if product.compression is not None:
-        if product.compression.of_groups is None or product.format in _GROUPS:
-            return f"it knows compressed weights by N:M alone, and not in {', '.join(_GROUPS)}"
+        if product.compression.of_groups is None or product.format in GROUPS:
+            return f"it knows compressed weights by N:M alone, and not in {', '.join(GROUPS)}"
         if "avx512" not in build.instructions():
             return "without AVX-512 it knows no compressed weights"
     if product.dtype not in ("float32", "bfloat16"):
@@ -87,8 +83,7 @@ def _input_of(product: Product) -> str:
     whole = product.compression is None and product.format != "float32"
     if not whole or product.dtype != "bfloat16" or "bf16" not in build.instructions():
         return "float32"
-    few = product.tokens <= _MOST_TOKENS_AT_ONCE
-    return "float32" if few and product.format in ("int8", "float8_e4m3") else "bfloat16"
+    return "float32" if few(product) and product.format in ("int8", "float8_e4m3") else "bfloat16"
 
 
 def _kept_of(product: Product) -> tuple[int, int]:
@@ -98,13 +93,12 @@ def _kept_of(product: Product) -> tuple[int, int]:
 
 def _kind_of(product: Product) -> int:
     """The kind of `native/prepare.cc` that a product reads."""
-    nibbles = product.format in _GROUPS
+    nibbles = product.format in GROUPS
     if product.compression is not None:
         return 6
     if product.inputs == "int8":
         return 5 if nibbles else 4
-    few = product.tokens <= _MOST_TOKENS_AT_ONCE and "avx512" in build.instructions()
-    return ("float32", "bfloat16").index(_input_of(product)) + (2 if nibbles and few else 0)
+    return ("float32", "bfloat16").index(_input_of(product)) + (2 if nibbles and few(product) else 0)
 
 
 def _prepared_bytes(kind: int, rows: int) -> int:
@@ -142,7 +136,7 @@ def matmul(
     if norm is not None or kind != 0 or product.rows % 16:
         prepared = program.temporary(count * _prepared_bytes(kind, product.rows))
         scale = x if norm is None else program.argument(norm)
-        group = _kept_of(product)[1] or _GROUPS.get(product.format, 0)
+        group = _kept_of(product)[1] or GROUPS.get(product.format, 0)
         params = [count, product.rows, int(norm is not None), kind, group]
         program.add(Kernel("prepare"), [x, scale, prepared], params)
     columns = factors[0].columns if epilogue == GATED else sum(factor.columns for factor in factors)

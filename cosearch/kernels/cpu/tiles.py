@@ -17,8 +17,9 @@ from cosearch.kernels.cpu import build
 from cosearch.measure.fingerprint import processor
 from cosearch.paths import cache_dir
 
+GROUPS = {"int4_g32": 32, "int4_g64": 64, "int4_g128": 128, "mxfp4": 32, "nvfp4": 16}
+"""Formats of 4 bits to the rows of a group."""
 _MOST_FEW = 2
-"""Up to so many tokens, rows are read as one stream and not opened (`native/matmul.cc`)."""
 _SHAPES = ((4, 6), (4, 4), (2, 8), (6, 4))
 _PANELS = (1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20)
 _AHEAD = (0, 512, 1024, 2048, 4096, 8192)
@@ -34,14 +35,20 @@ class Tiles:
     rows: int = 4
     tokens: int = 6
     panel_bytes: int = 1 << 18
-    ahead_bytes: int = 2048
+    ahead_bytes: int = 0
     chunks: int = 4
+
+
+def few(product: Product) -> bool:
+    """Whether rows are used as they are read, in one stream, and not opened for many tokens (`MOST_FEW` of
+    `native/matmul.cc`)."""
+    return product.tokens <= _MOST_FEW and (product.format not in GROUPS or "avx512" in build.instructions())
 
 
 def choices(product: Product) -> Iterator[Tiles]:
     """All tiles that differ for a product; those of `shipped` are among them."""
     start = shipped(product)
-    if product.tokens <= _MOST_FEW:
+    if few(product):
         for ahead in _AHEAD:
             for chunks in _CHUNKS:
                 yield replace(start, ahead_bytes=ahead, chunks=chunks)
@@ -54,20 +61,21 @@ def choices(product: Product) -> Iterator[Tiles]:
 
 def shipped(product: Product) -> Tiles:
     """What a product starts from: the best for most of those that were tried on a Zen 4 with 2 threads."""
-    if product.tokens <= _MOST_FEW:
-        return Tiles(chunks=1)
+    if few(product):
+        # What a processor asks for by itself is best, but where it computes for long between two lines of memory.
+        return Tiles(chunks=1, ahead_bytes=4096 if product.format in GROUPS else 0)
     # A sum of the weights goes with every row of int8, and takes a register from the tile.
     return Tiles(rows=2, tokens=8) if product.format == "int8" and product.inputs == "int8" else Tiles()
 
 
 def tiles_for(product: Product) -> Tiles:
     """The tiles to take for a product: measured ones where there are any."""
-    return _measured(product, _path(product)) or shipped(product)
+    return _measured(product) or shipped(product)
 
 
 def is_tuned(product: Product) -> bool:
     """Whether tiles were measured for a product."""
-    return _measured(product, _path(product)) is not None
+    return _measured(product) is not None
 
 
 def keep(product: Product, tiles: Tiles) -> None:
@@ -75,13 +83,11 @@ def keep(product: Product, tiles: Tiles) -> None:
     path = _path(product)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"product": asdict(product), "made_for": _machine(), "tiles": asdict(tiles)})
-    _measured.cache_clear()
 
 
-@functools.cache
-def _measured(product: Product, path: Path) -> Tiles | None:
+def _measured(product: Product) -> Tiles | None:
     try:
-        kept = json.loads(path.read_text())["tiles"]
+        kept = json.loads(_path(product).read_text())["tiles"]
     except (OSError, ValueError, TypeError, KeyError):
         return None  # none there, or none that this version can read: the shipped ones are right, too
     return next((tiles for tiles in choices(product) if asdict(tiles) == kept), None)

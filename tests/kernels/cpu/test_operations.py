@@ -15,7 +15,7 @@ from cosearch.architecture.linear import MatrixStorage
 from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Choices
 from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS, CachedAttention, Product
-from cosearch.kernels.cpu import build, operations
+from cosearch.kernels.cpu import build, operations, tiles
 from cosearch.kernels.cpu.operations import CACHES, GATED, GELU, NONE, RESIDUAL, WEIGHTS, Factor
 from cosearch.kernels.cpu.program import Buffer, Program
 from cosearch.precision import FORMATS
@@ -88,7 +88,7 @@ def test_products(form: str, inputs: str, dtype: str, isa: str):
         return
     rng = np.random.default_rng(0)
     program, wanted = Program(), []
-    group = operations._GROUPS.get(form, 0)
+    group = tiles.GROUPS.get(form, 0)
     for rows in ROWS[group]:
         packed = [FORMATS[form].pack(rng.standard_normal((rows, n)).astype(np.float32), "out_in") for n in COLUMNS]
         matrices = [FORMATS[form].unpack(one, "out_in") for one in packed]

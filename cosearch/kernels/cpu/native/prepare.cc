@@ -19,9 +19,14 @@ extern "C" int64_t chunks(Params p, int64_t threads) {
 }
 
 static float rounded_scale(const float* x, int64_t rows, int8_t* out) {
-  float most = 0;
+  V largest_of = zero();
   bool nan = false;
-  for (int64_t k = 0; k < rows; ++k) most = std::fabs(x[k]) > most ? std::fabs(x[k]) : most, nan |= x[k] != x[k];
+  for (int64_t k = 0; k < rows; k += 16) {
+    V a = load(x + k, rows - k);
+    largest_of = max(max(a, zero() - a), largest_of);  // in this order NaN is passed over
+  }
+  for (int64_t k = 0; k < rows; ++k) nan |= x[k] != x[k];
+  float most = largest(largest_of);
   float scale = most * float(1.0 / 127.0);
   if (scale < 1.17549435e-38f) scale = 0;
   if (nan) scale = NAN;
@@ -37,11 +42,12 @@ static float rounded_scale(const float* x, int64_t rows, int8_t* out) {
 // Which of 128 rows meets the i-th number of weights of 4 bits that are read as words of so many nibbles.
 struct Order {
   int32_t at[128];
-  Order(int nibbles, int64_t group) {
-    int lanes = 128 / nibbles, half = group / 2;
+  Order(int nibbles, int group) {
+    int lanes = 128 / nibbles, half = group / 2;  // powers of two: shifts and masks, for this is done for every call
+    int by_lanes = __builtin_ctz(lanes), by_half = __builtin_ctz(half);
     for (int i = 0; i < 128; ++i) {
-      int j = i / lanes, byte = i % lanes * nibbles / 2 + j / 2;
-      at[i] = byte / half * group + byte % half + (j & 1 ? half : 0);
+      int j = i >> by_lanes, byte = (i & (lanes - 1)) * (nibbles / 2) + j / 2;
+      at[i] = (byte >> by_half) * group + (byte & (half - 1)) + (j & 1 ? half : 0);
     }
   }
 };
@@ -52,7 +58,6 @@ extern "C" void run(Buffers b, Params p, int64_t chunk, int64_t chunks, void* sc
   auto* scale = (const float*)b[1];
   float* held = (float*)scratch;
   int8_t* bytes = (int8_t*)(held + rows + 256);
-  Order order(kind == 2 ? 8 : 4, group ? group : 32);
   Part part(p[0], 1, chunk, chunks);
   for (int64_t t = part.begin; t < part.end; ++t) {
     const float* x = (const float*)b[0] + t * rows;
@@ -95,6 +100,7 @@ extern "C" void run(Buffers b, Params p, int64_t chunk, int64_t chunks, void* sc
       }
       case 2:
       case 3: {
+        const Order order(kind == 2 ? 8 : 4, int(group));
         for (int64_t c = 0; c < rows; c += 128) {
           float inside[128];
           const float* from = x + c;

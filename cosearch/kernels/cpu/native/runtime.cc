@@ -5,6 +5,7 @@
 // before are done. So no thread waits for another to wake up, and a call that finds the pool busy does all by itself.
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -53,10 +54,11 @@ struct Phase {
   int64_t chunks;
 };
 
-// One run of a program. The ticket holds the phase at hand and the next of its chunks.
+// One run of a program. The ticket holds the phase at hand and the next of its chunks; a thread that helps takes a seat.
 struct Run {
   std::vector<Phase> phases;
   std::vector<void*> buffers;
+  std::atomic<int64_t> seats{0};
   alignas(64) std::atomic<uint64_t> ticket{0};
   alignas(64) std::atomic<int64_t> done{0};
 
@@ -86,6 +88,43 @@ struct Run {
     }
   }
 };
+
+using Clock = std::chrono::steady_clock;
+
+// Threads that have helped stay for a moment, for the next run is likely to follow. A thread that sleeps is often woken
+// up on the caller's own core, where it waits until the system moves it, which took longer than whole runs. While they
+// stay they give way to whatever else wants their core, but are missing from XLA's pool: hence not for long.
+constexpr std::chrono::microseconds STAY(200);
+
+struct Crew {
+  std::mutex lock;
+  std::shared_ptr<Run> newest;
+  std::atomic<uint64_t> runs{0};
+  std::atomic<int64_t> waiting{0};
+};
+
+Crew& crew() {
+  static auto* all = new Crew();
+  return *all;
+}
+
+void help(std::shared_ptr<Run> run, uint64_t number) {
+  Crew& all = crew();
+  Clock::time_point until = Clock::now() + STAY;
+  for (;;) {
+    if (run->seats.fetch_sub(1, std::memory_order_relaxed) > 0) {
+      run->work();
+      until = Clock::now() + STAY;
+    }
+    all.waiting.fetch_add(1);
+    while (all.runs.load(std::memory_order_acquire) == number && Clock::now() < until) sched_yield();
+    all.waiting.fetch_sub(1);
+    std::lock_guard<std::mutex> hold(all.lock);
+    if (all.runs.load() == number) return;
+    number = all.runs.load();
+    run = all.newest;
+  }
+}
 
 // `program`: for each operation its name's hash, how many buffers and parameters it has, and those. A buffer is an
 // argument (0, 1, …), a result (from the number of arguments on; the last is the arena), or, below zero, -1 - offset
@@ -127,7 +166,15 @@ ffi::Error Execute(ffi::ThreadPool pool, ffi::Span<const int64_t> program, std::
     }
   }
   int64_t helpers = std::min({threads - 1, widest - 1, MOST_THREADS});
-  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([run] { run->work(); });
+  run->seats = helpers;
+  Crew& all = crew();
+  uint64_t number;
+  {
+    std::lock_guard<std::mutex> hold(all.lock);
+    all.newest = run;
+    number = all.runs.fetch_add(1) + 1;
+  }
+  for (int64_t i = all.waiting.load(); i < helpers; ++i) pool.Schedule([=] { help(run, number); });
   run->work();
   return ffi::Error::Success();
 }
