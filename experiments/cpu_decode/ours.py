@@ -33,9 +33,8 @@ PRECISIONS = {
     "int8": Precision("int8", "bfloat16", "bfloat16", matmul_inputs="int8"),
     "int4": Precision("int4_g32", "bfloat16", "bfloat16", matmul_inputs="int8"),
 }
-OURS = Schedule("unroll", "cpp", "out_in", "cpp", "bhsd", "step")
+OURS = Schedule("unroll", "cpp", cache_layout="bhsd", fusion="step")
 PLAIN = Schedule()
-_READ_BYTES = 256 * 1024 * 1024
 _SLACK = 64
 """Tokens that are decoded after the context."""
 
@@ -73,13 +72,12 @@ def main() -> None:
         return [stepper("prefill", tokens, tokens)(0)]
 
     @cache
-    def reader() -> Callable[[], None]:
-        data, run = jnp.ones(_READ_BYTES // 4, jnp.float32), jax.jit(cpu.read)
+    def reader(read_bytes: int) -> Callable[[], None]:
+        data, run = jnp.ones(read_bytes // 4, jnp.float32), jax.jit(cpu.read)
         return lambda: jax.block_until_ready(run(data))
 
-    def bandwidth() -> list[float]:
-        """Gigabytes a second, not seconds: the best of a few."""
-        return [_READ_BYTES / min(timeit.repeat(reader(), number=1, repeat=6)) / 1e9]
+    def bandwidth(read_bytes: int) -> list[float]:
+        return timeit.repeat(reader(read_bytes), number=1, repeat=6)
 
     serve({"decode": decode, "prefill": prefill, "bandwidth": bandwidth})
 

@@ -95,8 +95,7 @@ def main() -> None:
         return [1 / timings["predicted_per_second"]]
 
     def prefill(tokens: int) -> list[float]:
-        timings = complete(tokens, 1, False)
-        return [timings["prompt_n"] / timings["prompt_per_second"] * tokens / timings["prompt_n"]]
+        return [tokens / complete(tokens, 1, False)["prompt_per_second"]]
 
     serve({"decode": decode, "prefill": prefill})
 

@@ -28,6 +28,8 @@ CELLS = [("142M", name) for name in PEER_TYPES] + [("1.1B", name) for name in ("
 CONTEXTS = (16, 1024, 4096)
 BATCHES = (8, 32)
 PREFILL = 512
+READ_BYTES = 256 * 1024 * 1024
+"""That a measurement of the bandwidth reads."""
 CACHE_BYTES = 2
 """Of a number in the caches of both sides: bfloat16 here, float16 in llama.cpp."""
 
@@ -37,7 +39,13 @@ class Side:
 
     def __init__(self, python: str, *arguments: str) -> None:
         # Large pages keep the processor from looking pages up: a third of the bandwidth. glibc asks for them when told.
-        environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_PLATFORMS": "cpu"}
+        # And JAX runs programs in the thread that calls them. Both as in the workers of a search.
+        environment = {
+            **os.environ,
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+            "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
+            "JAX_PLATFORMS": "cpu",
+        }
         self._process = subprocess.Popen(
             [python, *arguments], cwd=HERE, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -63,19 +71,19 @@ class Side:
 
 
 def interleave(sides: dict[str, Any], rounds: int, rng: np.random.Generator) -> dict[str, list[float]]:
-    """Each side's medians of every round, in which all take a turn in random order."""
-    medians = defaultdict(list)
+    """Each side's means of every round, in which all take a turn in random order. Means, for peers tell no more."""
+    means = defaultdict(list)
     for _ in range(rounds):
         for name in rng.permutation(list(sides)):
-            medians[name].append(float(np.median(sides[name]())))
-    return medians
+            means[name].append(float(np.mean(sides[name]())))
+    return means
 
 
 def median_rate(seconds: Sequence[float], batch: int = 1) -> float:
     return round(batch / float(np.median(seconds)), 2)
 
 
-def read_bytes(sizes: dict[str, int], form: str, context: int) -> float:
+def must_read(sizes: dict[str, int], form: str, context: int) -> float:
     """What a decode step must read: all weights but the embedding's other rows, and the cache up to the context."""
     width, head_dim = sizes["width"], sizes["width"] // sizes["heads"]
     layer = 2 * width * width + 2 * width * sizes["kv_heads"] * head_dim + 3 * width * sizes["hidden"]
@@ -127,12 +135,12 @@ def main() -> None:
                 )
                 for name, one in sides.items()
             }
-            turns["bandwidth"] = lambda one=sides["ours"]: one("bandwidth")
+            turns["bandwidth"] = lambda one=sides["ours"]: one("bandwidth", read_bytes=READ_BYTES)
             for turn in turns.values():
                 turn()
             seconds = interleave(turns, options.rounds, rng)
-            bandwidths += seconds.pop("bandwidth")
-            bandwidth = float(np.median(bandwidths[-options.rounds :]))
+            bandwidth = READ_BYTES / float(np.median(seconds["bandwidth"])) / 1e9
+            bandwidths.append(bandwidth)
             entry = {
                 "shape": shape,
                 "format": form,
@@ -143,7 +151,7 @@ def main() -> None:
                 "plain_jax_tok_s": median_rate(seconds["plain"]),
                 "read_bandwidth_gb_s": round(bandwidth, 1),
                 "bandwidth_fraction": round(
-                    read_bytes(SHAPES[shape], form, context) / float(np.median(seconds["ours"])) / (bandwidth * 1e9), 3
+                    must_read(SHAPES[shape], form, context) / float(np.median(seconds["ours"])) / (bandwidth * 1e9), 3
                 ),
                 "prefill_ours_tok_s": median_rate(prefill["ours"], PREFILL),
                 "prefill_peer_tok_s": median_rate(prefill["peer"], PREFILL) if "peer" in prefill else None,
@@ -160,11 +168,11 @@ def main() -> None:
             for form in ("bfloat16", "int8"):
                 side = ours("142M", form, batch)
                 turns = {"ours": lambda side=side: side("decode", context=1024, tokens=options.tokens)}
-                turns["bandwidth"] = lambda side=side: side("bandwidth")
+                turns["bandwidth"] = lambda side=side: side("bandwidth", read_bytes=READ_BYTES)
                 if vllm is not None:
                     turns["peer"] = lambda batch=batch: vllm("decode", context=1024, batch=batch, tokens=options.tokens)
                 seconds = interleave(turns, options.rounds, rng)
-                bandwidths += seconds.pop("bandwidth")
+                bandwidths.append(READ_BYTES / float(np.median(seconds["bandwidth"])) / 1e9)
                 entry = {
                     "shape": "142M",
                     "format": form,

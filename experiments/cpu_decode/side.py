@@ -2,6 +2,7 @@
 
 {"do": "decode", "context": n, "tokens": m} -> {"seconds": [of each token]}
 {"do": "prefill", "tokens": n}              -> {"seconds": [of the whole]}
+{"do": "bandwidth", "read_bytes": n}        -> {"seconds": [of each reading]}
 
 What a side prints for itself goes to the error stream.
 """
