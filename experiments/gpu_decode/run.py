@@ -178,21 +178,21 @@ def chained(operation: Callable[..., jax.Array], turns: int) -> Callable[..., tu
     return jax.jit(run)
 
 
-def measure(case: Case, rng: random.Random) -> Iterator[dict[str, Any]]:
+def measure(case: Case, rng: random.Random) -> list[dict[str, Any]]:
     """A row for each implementation."""
     given = operands(case, 0)
     truth = exact(case, given)
     count = max(4, -(-int(ROTATED_BYTES) // given.large_bytes))
     copies = [given.large] + [operands(case, seed).large for seed in range(1, count)]
     turns = -(-CALLS // count)
-    runs, rows = {}, {}
+    runs, rows, failed = {}, {}, []
     for name, operation in implementations(case).items():
         row = {**describe(case), "implementation": name, "bytes": given.large_bytes}
         try:
             run = chained(operation, turns)
             _, outs = jax.block_until_ready(run(given.small, copies))
         except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as failure:
-            yield row | {"failure": str(failure).strip().splitlines()[0]}
+            failed.append(row | {"failure": str(failure).strip().splitlines()[0]})
             continue
         runs[name], rows[name] = run, row | {"copies": count, "error": error(outs[0], truth), "samples_s": []}
     repeats = {}
@@ -204,8 +204,9 @@ def measure(case: Case, rng: random.Random) -> Iterator[dict[str, Any]]:
             taken = seconds(runs[name], given.small, copies, repeats[name])
             rows[name]["samples_s"].append(taken / repeats[name] / turns / count)
     for row in rows.values():
-        median = statistics.median(row["samples_s"])
-        yield row | {"median_s": median, "bandwidth_share": given.large_bytes / median / DATASHEET_BYTES_PER_S}
+        row["median_s"] = statistics.median(row["samples_s"])
+        row["bandwidth_share"] = given.large_bytes / row["median_s"] / DATASHEET_BYTES_PER_S
+    return [*failed, *rows.values()]
 
 
 def seconds(run: Callable[..., Any], small: Any, copies: Any, repeats: int) -> float:
@@ -270,19 +271,19 @@ def main() -> None:
     done = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
     with args.results.open("a") as file:
 
-        def record(row: dict[str, Any]) -> None:
-            file.write(json.dumps(row) + "\n")
+        def record(rows: list[dict[str, Any]]) -> None:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))  # at once: a case is there whole or not at all
             file.flush()
-            print(json.dumps({name: value for name, value in row.items() if name not in HIDDEN}), flush=True)
-            done.append(row)
+            for row in rows:
+                print(json.dumps({name: value for name, value in row.items() if name not in HIDDEN}), flush=True)
+            done.extend(rows)
 
         if not done:
-            record({"device": device.device_kind, "jax": jax.__version__, "ceilings_bytes_per_s": ceilings()})
+            record([{"device": device.device_kind, "jax": jax.__version__, "ceilings_bytes_per_s": ceilings()}])
         for case in cases():
             described = describe(case)
             if not any(described.items() <= row.items() for row in done):
-                for row in measure(case, rng):
-                    record(row)
+                record(measure(case, rng))
     print(json.dumps(done[0] | {"share_of_pallas_gpu": shares(done)}))
 
 
