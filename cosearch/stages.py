@@ -198,6 +198,7 @@ def compare_with_plain(
         "points": [candidate.point, plain.point],
         "workload": problem.workload.to_json(),
         "rounds": rounds,
+        "seconds": limits.measure_s / (4 * len(problem.workload.points)),
         "cold_bytes": cold_bytes(problem),
     }
     return plain, worker.call("compare", arguments, limits.measure_s + 2 * limits.compile_s)["samples_s"]

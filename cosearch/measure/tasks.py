@@ -119,9 +119,11 @@ def compare_candidates(
     points: Sequence[Mapping[str, Any]],
     workload: Mapping[str, Any],
     rounds: int,
+    seconds: float,
     cold_bytes: int,
 ) -> dict[str, Any]:
-    """Seconds of each candidate, interleaved in random order, by operating point; all are verified first."""
+    """Seconds of each candidate, interleaved in random order, by operating point; all are verified first. An operating
+    point has so many `rounds`, or as many as fit in so many `seconds`."""
     benches = []
     for point in points:
         bench, candidate = Bench(), Candidate.from_point(point)
@@ -131,7 +133,7 @@ def compare_candidates(
     by_operating_point = zip(*(bench.programs for bench in benches), strict=True)
     samples = []
     for programs in by_operating_point:
-        sides = timing.side_by_side(steps(programs, cold_bytes), rounds, canary=work.canary).sides
+        sides = timing.side_by_side(steps(programs, cold_bytes), rounds, canary=work.canary, seconds=seconds).sides
         samples.append([_each_step(side, compiled) for side, compiled in zip(sides, programs, strict=True)])
     return {"samples_s": samples}
 

@@ -4,6 +4,7 @@ A figure is a median with its bootstrap interval. A comparison of two sides is a
 were run: whatever else loads the machine then disturbs both alike.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,12 @@ _PATIENCE = 3
 _LEAST_TICKS = 10
 """Of the clock, that a run must take: less is no measurement. Clocks that jump back give less than none."""
 _CANARY_RUNS, _QUIET_QUANTILE, _DISTURBED = 400, 0.02, 1.8
-"""The least of a canary's runs are quiet on a busy machine, too: over 4 s of 2 cores, alone and beside a compiler, the
-fiftieth part of them took up to 66 and 55 µs, the median was 73 and 89 µs, and 1.8 times that least was reached by
-9 % and by 37 % of the runs."""
+"""The least of a canary's runs are quiet on a busy machine, too: what the fiftieth part of them takes at most is what a
+quiet one takes, and one that takes 1.8 times as long was disturbed."""
 _BETWEEN_CANARIES_S = 1e-3
 _SURE, _LEAST_GAIN = 4.0, 0.015
-"""Copies of one program do differ a little, by where in memory they lie: of 100 comparisons of the same executable the
-deviations had a deviation of 1.2, not 1, so that 4 of them are as 3.3, which is once in 1,000."""
+"""Copies of one program do differ a little, by where in memory they lie, so that fewer deviations would not do. Of 300
+comparisons of the same executable none was decided by these, half of them beside a compiler (experiments/timing)."""
 
 Run = Callable[[], None]
 
@@ -83,8 +83,11 @@ def sample(run: Run, seconds: float, canary: Canary | None = None) -> Timed:
     return _collect(lambda: [_seconds(run)], enough, canary)
 
 
-def side_by_side(runs: Sequence[Run], rounds: int, seed: int = 0, canary: Canary | None = None) -> Timed:
-    """Time each of `runs` in each round, in random order.
+def side_by_side(
+    runs: Sequence[Run], rounds: int, seed: int = 0, canary: Canary | None = None, seconds: float = math.inf
+) -> Timed:
+    """Time each of `runs` in each round, in random order: so many `rounds`, or fewer where they take long, but the
+    least that there must be, in about so many `seconds`, or three times that on a busy machine.
 
     A fixed order lets a periodic load favour one side (18 false wins in 180 under load, 0 in 630 in random order).
 
@@ -102,7 +105,13 @@ def side_by_side(runs: Sequence[Run], rounds: int, seed: int = 0, canary: Canary
             seconds[index] = _seconds(runs[index])
         return seconds
 
-    return _collect(one_round, lambda found, times: len(found) >= times * rounds, canary)
+    start = time.perf_counter()
+
+    def enough(found: Sequence[list[float]], times: int) -> bool:
+        late = time.perf_counter() - start >= times * seconds
+        return len(found) >= times * (min(rounds, _LEAST_ROUNDS) if late else rounds)
+
+    return _collect(one_round, enough, canary)
 
 
 def _collect(

@@ -21,13 +21,15 @@ from rich.progress import track
 
 from cosearch import axes
 from cosearch.core.workload import OperatingPoint, Workload
-from cosearch.measure import peaks, timing
+from cosearch.measure import timing
 from cosearch.measure.bench import Bench, Compiled, device_canary, steps
 from cosearch.measure.fingerprint import fingerprint
+from cosearch.measure.process import Worker
 from cosearch.paths import cache_dir
 from cosearch.targets import TARGETS
 
 RESULTS = Path(__file__).with_name("results.jsonl")
+_PEAKS_S = 120.0
 SPACE, CONTEXT, ROUNDS, GAIN = "llm_decode", 256, 600, 0.03
 PLAN = (("same", False, 1.0), ("same", True, 1.0), ("slower", False, 0.4), ("slower", True, 0.4))
 """What is compared, whether beside a compiler, and how many times as often as `--count` says."""
@@ -50,7 +52,8 @@ def main() -> None:
     rows = (
         [json.loads(line) for line in arguments.results.read_text().splitlines()] if arguments.results.exists() else []
     )
-    target = TARGETS["cpu"].target(cache_dir(), lambda: peaks.measure(lambda what, fraction: None))
+    with Worker() as worker:
+        target = TARGETS["cpu"].target(cache_dir(), lambda: worker.call("peaks", {}, _PEAKS_S))
     (compiled,) = Bench().compile(
         axes.load_space(SPACE).reference, Workload("timing", (OperatingPoint("decode", 1, CONTEXT),))
     )

@@ -98,6 +98,14 @@ def test_the_order_is_the_seeds():
     assert orders(50, 2, seed=1) == orders(50, 2, seed=1) != orders(50, 2, seed=2)
 
 
+def test_slow_sides_have_fewer_rounds_but_never_too_few():
+    def slow() -> None:
+        time.sleep(0.002)
+
+    rounds = [len(timing.side_by_side([slow, slow], 200, seconds=seconds).sides[0]) for seconds in (0.4, 0.0)]
+    assert 20 < rounds[0] < 120 and rounds[1] == 20
+
+
 def test_sample_warms_up_and_keeps_every_run():
     count = 0
 
