@@ -21,7 +21,7 @@ from cosearch.core.problem import Problem
 from cosearch.core.space import Space, read_yaml
 from cosearch.core.trial import Proposer, Trial
 from cosearch.measure import timing
-from cosearch.measure.process import Worker
+from cosearch.measure.process import Worker, WorkerFailed
 from cosearch.paths import cache_dir
 from cosearch.proposers import PROPOSERS, Setting
 from cosearch.proposers.surrogate import SurrogateProposer
@@ -45,6 +45,7 @@ from cosearch.stages import (
 from cosearch.targets import TARGETS
 
 CONFIG, ARCHIVE, COMPARISON, ARTIFACTS = "config.yaml", "trials.db", "comparison.json", "artifacts"
+NO_COMPARISON = "comparison.failed"
 _LEAST_FREE_BYTES = 300_000_000
 _CONFIRMING, _LEAST_CONFIRMING_S = 0.5, 60.0
 """What part of a budget's seconds may be spent after it on measuring the front once more, and the least there is."""
@@ -174,6 +175,12 @@ def _measure_again(problem: Problem, settings: Settings) -> Callable[[Candidate]
     limits = settings.limits
 
     def measure(candidate: Candidate) -> Metrics:
+        try:
+            return once(candidate)
+        except WorkerFailed:  # as any process may on a busy machine; this candidate ran before
+            return once(candidate)
+
+    def once(candidate: Candidate) -> Metrics:
         with Worker() as fresh:
             stages = (
                 Compile(fresh, limits.compile_s, "confirm"),
@@ -265,8 +272,10 @@ def _compare(run: Run, archive: Archive, worker: Worker, limits: Limits) -> None
     trial = min(near, key=lambda trial: trial.values["latency_s"])
     try:
         plain, samples = compare_with_plain(worker, trial.candidate, run.problem, limits)
-    except Rejected:
-        return  # the plain form may not fit or not compile; then there is nothing to compare with
+    except Rejected as rejection:  # the plain form may not fit or not compile, or the machine be too busy
+        write_text(run.folder / NO_COMPARISON, f"{rejection}\n")
+        return
+    (run.folder / NO_COMPARISON).unlink(missing_ok=True)
     ours, others = ([sides[side] for sides in samples] for side in (0, 1))
     fast, slow = workload_latency(ours, run.problem), workload_latency(others, run.problem)
     speedup, interval = timing.ratio_interval(fast.samples, slow.samples)
@@ -282,7 +291,12 @@ def _tell_outcome(run: Run, archive: Archive, trackers: list[Tracker]) -> None:
         data = json.loads(path.read_text())
         listed = {key: tuple(data[key]) for key in ("interval", "samples_s", "plain_samples_s")}
         comparison = Comparison(**{**data, **listed})
-    outcome = Outcome({uid: folder for uid, folder in folders.items() if folder.is_dir()}, comparison)
+    failed = run.folder / NO_COMPARISON
+    outcome = Outcome(
+        {uid: folder for uid, folder in folders.items() if folder.is_dir()},
+        comparison,
+        failed.read_text().strip() if failed.is_file() else "",
+    )
     pareto.write(run, archive, outcome)
     for tracker in trackers:
         tracker.finish(archive, outcome)

@@ -89,17 +89,16 @@ def search(
 def confirm(
     measure: Callable[[Candidate], Metrics], archive: Archive, seconds: float, trackers: Sequence[Tracker]
 ) -> None:
-    """Measure the reference and what would enter the front once more, each in a fresh process, for `seconds` at most.
+    """Measure the reference and what would enter the front once more, each in a fresh process, for about `seconds`.
 
     A trial that was measured in a lucky minute would otherwise be on the front for that; of thousands that are equal
-    some always are. What there was no time to confirm is not on the front.
+    some always are. What there was no time to confirm is not on the front; for one of it, there always is.
     """
     until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        waiting = archive.unconfirmed()
-        if waiting and not archive[archive.reference_uid].confirmed:
+    while waiting := archive.unconfirmed():
+        if not archive[archive.reference_uid].confirmed:
             waiting.insert(0, archive[archive.reference_uid])
-        if not waiting:
+        elif time.monotonic() >= until and sum(trial.confirmed for trial in archive) > 1:
             return
         uid, start, metrics, failure = waiting[0].uid, time.monotonic(), {}, None
         for tracker in trackers:

@@ -321,6 +321,12 @@ def test_confirming_ends_with_its_time_and_goes_on_when_resumed(archive: Archive
     assert len(archive.front()) == 1
 
 
+def test_however_short_the_time_not_the_reference_alone_is_confirmed(archive: Archive):
+    found(archive, [2.0, 1.0, 1.2])
+    confirm(lambda one: {"latency_s": measured("latency_s", 2.0 if one == REFERENCE else 1.0)}, archive, 0.0, [])
+    assert [trial.uid for trial in archive if trial.confirmed] == [REFERENCE.uid, candidate(1).uid]
+
+
 def test_nothing_feasible_is_nothing_to_confirm(archive: Archive):
     confirm(lambda one: {}, archive, 100, [])
     assert not archive.front()

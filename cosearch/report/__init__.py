@@ -61,10 +61,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished search leaves: a folder for each point of the front, and the speed-up it was after."""
+    """What a finished search leaves: a folder for each point of the front, and the speed-up it was after, or why that
+    could not be measured."""
 
     artifacts: Mapping[str, Path] = field(default_factory=dict)
     comparison: Comparison | None = None
+    why_no_comparison: str = ""
 
 
 class Tracker(Protocol):

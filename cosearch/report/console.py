@@ -145,6 +145,8 @@ class ConsoleTracker:
             self._say(f"and {len(front) - _MOST_ROWS} more in the report")
         if outcome.comparison:
             self._say(f"{outcome.comparison.uid}: {text.speedup(outcome.comparison)}")
+        elif outcome.why_no_comparison:
+            self._say(f"not compared with the plain way: {outcome.why_no_comparison}")
         if best and best.uid in outcome.artifacts:
             folder = shlex.quote(_path(outcome.artifacts[best.uid]))
             self._say(f'try it    python -m cosearch generate artifact={folder} prompt="def main(" tokens=64')

@@ -14,7 +14,7 @@ from cosearch.core.metric import UNITS, Metrics
 from cosearch.core.trial import Trial
 from cosearch.report import Comparison, Outcome, Run
 
-VERSION = 1
+VERSION = 2
 PREDICTED = ("latency_s", "bits_per_byte")
 """The metrics for which there are predictors, whose errors are reported."""
 

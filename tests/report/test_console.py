@@ -50,6 +50,11 @@ def test_the_summary_has_the_front_the_speedup_and_what_to_do_next(run, archive,
     assert str(run.folder / "report.html") in out
 
 
+def test_that_there_is_no_comparison_is_told(run, archive, outcome, capsys):
+    play(run, archive, Outcome(outcome.artifacts, None, "compare: took longer than 180 s"))
+    assert "not compared with the plain way: compare: took longer than 180 s" in capsys.readouterr().out
+
+
 def test_where_nothing_is_feasible_the_nearest_are_shown(run, fill, capsys):
     strict = make_run(run.folder, bound="0.5 * reference")
     play(strict, fill(strict), Outcome())

@@ -14,7 +14,7 @@ def test_the_written_document_keeps_its_contract(run, archive, outcome):
     write(run, archive, outcome)
     data = json.loads((run.folder / "pareto.json").read_text())
     assert data == document(run, archive, outcome)
-    assert data["version"] == 1
+    assert data["version"] == 2
     assert data["experiment"] == "tiny"
     assert data["problem"] == run.problem.to_json()
     assert data["objectives"] == [
