@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cosearch.core.errors import Rejected, UserError
+from cosearch.kernels.cpu import build
 from cosearch.measure.fingerprint import fingerprint, processor
 from cosearch.measure.process import Worker
 from cosearch.paths import CONF, SEARCH_SPACES, cache_dir
@@ -79,11 +80,11 @@ def _accelerator() -> Finding:
 
 
 def _compiler() -> Finding:
-    found = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    why = build.why_unavailable()
     return (
-        True if found else None,
-        found or "none",
-        "native kernels need a C++ compiler; XLA's own lowerings do without",
+        None if why else True,
+        why or f"{build.version()}, for {', '.join(build.instructions())}",
+        "native kernels need a C++ compiler and AVX2; XLA's own lowerings do without",
     )
 
 

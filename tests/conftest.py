@@ -2,26 +2,34 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cosearch.kernels.cpu import build
+from cosearch.kernels.cpu.program import load
 from tests import tiny
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect what is marked `compiler` where no C++ kernel can be compiled and run."""
-    if build.why_unavailable() is not None:
+    if _why_no_kernels() is not None:
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("compiler")])
         items[:] = [item for item in items if not item.get_closest_marker("compiler")]
 
 
 def pytest_report_header() -> str | None:
     """Say so."""
-    why = build.why_unavailable()
+    why = _why_no_kernels()
     return None if why is None else f"tests marked 'compiler' are deselected: {why}"
+
+
+def _why_no_kernels() -> str | None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COSEARCH_CACHE", folder)  # not the user's own
+        return build.why_unavailable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,7 +52,14 @@ def quick_kernels() -> Iterator[None]:
     """C++ kernels that are compiled with fewer optimisations, in half the time; the contracts' are as they are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "_FLAGS", tuple("-O1" if flag == "-O3" else flag for flag in build._FLAGS))
+        _forget_kernels()
         yield
+    _forget_kernels()
+
+
+def _forget_kernels() -> None:
+    build._load.cache_clear()
+    load.cache_clear()
 
 
 @pytest.fixture(scope="session")

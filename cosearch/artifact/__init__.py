@@ -10,7 +10,7 @@ weights.safetensors  the parameters as they are stored, by path
 import ml_dtypes
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 MANIFEST, VERIFICATION, WEIGHTS = "manifest.json", "verification.json", "weights.safetensors"
 
 DTYPES = {

@@ -8,9 +8,11 @@ import ctypes
 import functools
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -23,6 +25,7 @@ from cosearch.paths import cache_dir
 _SOURCES = Path(__file__).parent / "native"
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
 _LIMIT_S = 120.0
+_DRAFT = "draft-"
 
 INSTRUCTIONS: Mapping[str, tuple[str, ...]] = {
     "avx2": ("avx2", "fma", "f16c", "bmi2"),
@@ -34,10 +37,12 @@ INSTRUCTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 @functools.cache
-def compiler() -> str | None:
-    """The path of a C++ compiler; None where there is none. The environment variable CXX names another."""
-    named = os.environ.get("CXX")
-    return shutil.which(named) if named is not None else shutil.which("g++") or shutil.which("clang++")
+def compiler() -> tuple[str, ...]:
+    """The command of a C++ compiler; nothing where there is none. The environment variable CXX has another."""
+    for command in (shlex.split(os.environ["CXX"]),) if "CXX" in os.environ else (["g++"], ["clang++"]):
+        if command and (path := shutil.which(command[0])):
+            return (path, *command[1:])
+    return ()
 
 
 @functools.cache
@@ -52,11 +57,22 @@ def instructions() -> tuple[str, ...]:
     return tuple(name for name, needed in INSTRUCTIONS.items() if has.issuperset(needed))
 
 
+@functools.cache
 def why_unavailable() -> str | None:
-    """Why no kernel can be compiled and run here; None where they can."""
+    """Why no kernel can be compiled and run here; None where they can: the smallest one was compiled."""
+    if why := _what_lacks():
+        return why
+    try:
+        _load("read.cc", (), instructions())
+    except Rejected as rejection:
+        return str(rejection)
+    return None
+
+
+def _what_lacks() -> str | None:
     if "avx2" not in instructions():
         return "the processor has no AVX2"
-    if compiler() is None:
+    if not compiler():
         return "there is no C++ compiler (g++ or clang++, or the one that CXX names)"
     return None
 
@@ -67,7 +83,7 @@ def load(source: str, macros: Mapping[str, str | int], isa: tuple[str, ...]) -> 
     Raises:
         Rejected: it cannot be compiled here, or not be kept, or the compiler refuses it.
     """
-    if why := why_unavailable():
+    if why := _what_lacks():
         raise Rejected(f"a native kernel cannot be compiled: {why}")
     if missing := [name for name in isa if name not in instructions()]:
         # A library in the cache would load and then be killed for its first instruction.
@@ -79,14 +95,15 @@ def load(source: str, macros: Mapping[str, str | int], isa: tuple[str, ...]) -> 
 def _load(source: str, macros: tuple[tuple[str, str | int], ...], isa: tuple[str, ...]) -> ctypes.CDLL:
     defined = [f"-D{name}={value}" for name, value in macros]
     command = [*_FLAGS, *_targets(isa), *defined, f"-I{jax.ffi.include_dir()}"]
-    digest = hashlib.sha256(repr((source, _content(), [*_FLAGS, *_targets(isa), *defined], version())).encode())
+    digest = hashlib.sha256(repr((source, state(), [*_FLAGS, *_targets(isa), *defined], version())).encode())
     digest.update(version_of("jaxlib").encode() if source == "runtime.cc" else b"")
     library = cache_dir() / "kernels" / f"{Path(source).stem}-{digest.hexdigest()[:16]}.so"
     try:
         if not library.is_file():
             library.parent.mkdir(parents=True, exist_ok=True)
+            _remove_left_overs(library.parent)
             # Compiled beside its place and moved there: another process may be at the same.
-            with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            with tempfile.TemporaryDirectory(dir=library.parent, prefix=_DRAFT) as folder:
                 made = Path(folder) / library.name
                 _compile([*command, str(_SOURCES / source), "-o", str(made)])
                 made.rename(library)
@@ -95,11 +112,17 @@ def _load(source: str, macros: tuple[tuple[str, str | int], ...], isa: tuple[str
         raise Rejected(f"a native kernel cannot be kept in {library.parent}: {error}") from None
 
 
+def _remove_left_overs(folder: Path) -> None:
+    """The folders of compilations that were killed."""
+    for draft in folder.glob(f"{_DRAFT}*"):
+        if draft.stat().st_mtime < time.time() - 10 * _LIMIT_S:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
 def _compile(arguments: list[str]) -> None:
-    path = compiler()
-    assert path is not None
+    path = shlex.join(compiler())
     try:
-        done = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=_LIMIT_S, check=False)
+        done = subprocess.run([*compiler(), *arguments], capture_output=True, text=True, timeout=_LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
         raise Rejected(f"{path} did not compile a native kernel in {_LIMIT_S:g} s") from None
     if done.returncode:
@@ -113,21 +136,22 @@ def _targets(isa: tuple[str, ...]) -> list[str]:
 
 
 @functools.cache
-def _content() -> str:
+def state() -> str:
     """The hash of all sources: they include each other."""
     digest = hashlib.sha256()
     for path in sorted(_SOURCES.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
 
 
 @functools.cache
 def version() -> str:
     """The compiler's name and version; nothing where there is none."""
-    path = compiler()
-    if path is None:
+    if not compiler():
         return ""
-    return subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.partition("\n")[0]
+    return subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=False).stdout.partition(
+        "\n"
+    )[0]
 
 
 def threads() -> int:

@@ -26,7 +26,7 @@ TARGET = "cosearch_run"
 _KERNELS = "cosearch_kernels"
 """The attribute of a call that names its kernels."""
 
-_NAME = re.compile(r"(\w+):((?:\w+=\w+(?:,\w+=\w+)*)?):((?:\w+(?:\+\w+)*)?)", re.ASCII)
+_NAME = re.compile(r"(\w+):((?:\w+=\w+(?:,\w+=\w+)*)?):((?:\w+(?:\+\w+)*)?):(\w+)", re.ASCII)
 """What `Kernel.name` gives: it comes back from files."""
 
 _ALIGNED = 64
@@ -34,16 +34,19 @@ _ALIGNED = 64
 
 @dataclass(frozen=True)
 class Kernel:
-    """An operation: a file of `native/` without ".cc", the macros it is compiled with, and for which instructions."""
+    """An operation: a file of `native/` without ".cc", the macros it is compiled with, for which instructions, and
+    which state of the sources: programs of another one may call it with other buffers and parameters."""
 
     source: str
     macros: tuple[tuple[str, str | int], ...] = ()
     isa: tuple[str, ...] = field(default_factory=build.instructions)
+    state: str = field(default_factory=build.state)
 
     @property
     def name(self) -> str:
         """All of it as text, from which `of_name` makes it again."""
-        return f"{self.source}:{','.join(f'{name}={value}' for name, value in self.macros)}:{'+'.join(self.isa)}"
+        macros = ",".join(f"{name}={value}" for name, value in self.macros)
+        return f"{self.source}:{macros}:{'+'.join(self.isa)}:{self.state}"
 
     @classmethod
     def of_name(cls, name: str) -> "Kernel":
@@ -55,10 +58,10 @@ class Kernel:
         found = _NAME.fullmatch(name)
         if found is None:
             raise Rejected(f"{name!r} names no native kernel")
-        source, macros, isa = found.groups()
+        source, macros, isa, state = found.groups()
         pairs = (macro.split("=") for macro in filter(None, macros.split(",")))
         values = tuple((key, int(value) if value.isdigit() else value) for key, value in pairs)
-        return cls(source, values, tuple(filter(None, isa.split("+"))))
+        return cls(source, values, tuple(filter(None, isa.split("+"))), state)
 
     @property
     def number(self) -> int:
@@ -77,8 +80,10 @@ def load(kernel: Kernel) -> None:
     """Make a kernel known to the programs of this process.
 
     Raises:
-        Rejected: it cannot be compiled here.
+        Rejected: it cannot be compiled here, or its sources are other ones now.
     """
+    if kernel.state != build.state():
+        raise Rejected(f"the native kernel {kernel.source!r} was made from other sources than are here")
     library = build.load(f"{kernel.source}.cc", dict(kernel.macros), kernel.isa)
     address = [ctypes.cast(getattr(library, name), ctypes.c_void_p) for name in ("chunks", "run")]
     _runtime().CosearchRegister(ctypes.c_int64(kernel.number), *address)

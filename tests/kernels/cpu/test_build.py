@@ -21,7 +21,7 @@ from tests import tiny
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder that kernels are kept in, still empty, and nothing known of earlier calls."""
     monkeypatch.setenv("COSEARCH_CACHE", str(tmp_path))
-    known = (build._load, build.compiler, build.version, build._content, load)
+    known = (build._load, build.compiler, build.version, build.state, build.why_unavailable, load)
     for one in known:
         one.cache_clear()
     yield tmp_path / "kernels"
@@ -76,10 +76,10 @@ def test_whatever_goes_into_a_kernel_makes_another(fresh: Path, sources: Path, m
         number(2, build.instructions()[:2])
     before = len(libraries(fresh))
     (sources / "tiny.h").write_text("// which the source might include")
-    build._content.cache_clear()
+    build.state.cache_clear()
     assert (number(), len(libraries(fresh))) == (1, before + 1)
     (sources / "tiny.cc").write_text('extern "C" int number() { return -NUMBER; }\n')
-    build._content.cache_clear()
+    build.state.cache_clear()
     assert (number(), len(libraries(fresh))) == (-1, before + 2)
     monkeypatch.setattr(build, "version", lambda: "another compiler")
     assert (number(), len(libraries(fresh))) == (-1, before + 3)
@@ -147,6 +147,30 @@ def test_without_a_compiler_everything_says_why(without_compiler: Path, monkeypa
     with pytest.raises(Rejected, match=why):
         load(Kernel("combine"))
     assert not without_compiler.exists()
+
+
+@pytest.mark.compiler
+def test_a_compiler_that_refuses_the_kernels_says_why(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    """As one that is older than the processor does."""
+    monkeypatch.setitem(build.INSTRUCTIONS, "avx2", ("avx2", "of_tomorrow"))  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(build, "instructions", lambda: ("avx2",))
+    assert "-mof_tomorrow" in str(MATMUL_KERNELS["cpp"].why_unavailable())
+
+
+@pytest.mark.compiler
+def test_the_compiler_may_be_a_command(fresh: Path, sources: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", "env NOTHING=1 g++")
+    assert build.load("tiny.cc", {"NUMBER": 7}, ("avx2",)).number() == 7
+
+
+@pytest.mark.compiler
+def test_what_a_killed_compilation_left_is_removed(fresh: Path, sources: Path):
+    old, new = fresh / f"{build._DRAFT}old", fresh / f"{build._DRAFT}new"
+    old.mkdir(parents=True)
+    new.mkdir()
+    os.utime(old, (0, 0))
+    build.load("tiny.cc", {"NUMBER": 7}, ("avx2",))
+    assert not old.exists() and new.exists()
 
 
 def test_an_old_processor_says_why(fresh: Path, monkeypatch: pytest.MonkeyPatch):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from cosearch.core.errors import Rejected
 from cosearch.kernels import CachedAttention, Product
 from cosearch.kernels.cpu import operations
 from cosearch.kernels.cpu.operations import Factor
-from cosearch.kernels.cpu.program import Kernel, Program, kernels_in
+from cosearch.kernels.cpu.program import Kernel, Program, kernels_in, load
 from cosearch.measure.bench import copies_in
 from cosearch.precision import FORMATS
 from tests import tiny
@@ -58,6 +59,14 @@ def test_a_kernels_name_says_all_of_it(kernel: Kernel):
     assert Kernel.of_name(kernel.name) == kernel
     assert Kernel.of_name(kernel.name).number == kernel.number
     assert 0 <= kernel.number < 2**63
+
+
+def test_a_program_that_was_made_from_other_sources_is_refused():
+    """Its buffers and parameters may be those of another version."""
+    made = replace(Kernel("combine"), state="0123456789abcdef")
+    assert Kernel.of_name(made.name) == made and made.number != Kernel("combine").number
+    with pytest.raises(Rejected, match="'combine' was made from other sources than are here"):
+        load(made)
 
 
 @pytest.mark.parametrize("name", ["", "matmul", "a:b:c", "../a::avx2", "a:B=1;c:avx2", "a:B=-I/x y:avx2", "a::avx2\n"])
