@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from cosearch.kernels.cpu import build
+
 _PACKAGES = ("cosearch", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -19,6 +21,8 @@ def fingerprint() -> dict[str, Any]:
         **{name: _version(name) for name in _PACKAGES},
         "processor": processor(),
         "cores": os.cpu_count(),
+        "threads": build.threads(),
+        "compiler": build.version(),
         "system": f"{platform.system()} {platform.machine()}",
         "commit": _commit(),
     }

@@ -10,6 +10,9 @@ from cosearch.core.target import Target
 from cosearch.measure.fingerprint import fingerprint
 from cosearch.targets import TARGETS, MeasurePeaks, why_not_for
 
+_TOLD = ("level", "shared_cpu_list", "size")
+"""Of a cache, in a file each."""
+
 
 class CPU:
     """Measured peaks; capacity is the machine's memory."""
@@ -20,7 +23,8 @@ class CPU:
         return why_not_for(candidate, "cpu")
 
     def target(self, cache: Path, measure_peaks: MeasurePeaks) -> Target:
-        versions = {name: fingerprint()[name] for name in ("processor", "cores", "jaxlib", "system")}
+        names = ("processor", "cores", "threads", "jaxlib", "compiler", "system")
+        versions = {name: fingerprint()[name] for name in names}
         path = cache / "targets" / f"cpu-{content_hash(versions)}.json"
         if path.is_file():
             peaks = json.loads(path.read_text())["peaks"]
@@ -46,7 +50,10 @@ def _last_level_cache_bytes() -> int:
     found: dict[int, dict[str, int]] = {0: {"": 0}}  # by level and by the cores that share one
     for core in os.sched_getaffinity(0):
         for cache in Path(f"/sys/devices/system/cpu/cpu{core}/cache").glob("index*"):
-            level, shared, size = ((cache / name).read_text().strip() for name in ("level", "shared_cpu_list", "size"))
+            try:
+                level, shared, size = ((cache / name).read_text().strip() for name in _TOLD)
+            except OSError:
+                continue  # not every processor tells the size
             number, unit = int(size[:-1]), {"K": 2**10, "M": 2**20, "G": 2**30}[size[-1]]
             found.setdefault(int(level), {})[shared] = number * unit
     return sum(found[max(found)].values())
