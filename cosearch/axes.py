@@ -70,7 +70,7 @@ def native_products(candidate: Candidate, workload: Workload) -> list[Product]:
     """The products that C++ kernels do for a candidate, at any of the operating points."""
     shape, precision = served_shape(candidate), Precision.of(candidate.precision)
     schedule = Schedule.of(candidate.schedule)
-    each = (decoder_of.native_products(shape, precision, schedule, point.tokens) for point in workload.points)
+    each = (decoder_of.native_products(shape, precision, schedule, point) for point in workload.points)
     return list(dict.fromkeys(itertools.chain.from_iterable(each)))
 
 

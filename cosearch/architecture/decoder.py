@@ -30,6 +30,7 @@ from cosearch.architecture.shape import (
     DecoderShape,
     LayerShape,
 )
+from cosearch.core.workload import OperatingPoint
 from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS, Product
 from cosearch.precision import FORMATS, Precision
 from cosearch.schedule import Schedule
@@ -156,10 +157,7 @@ class Decoder(nnx.Module):
         return self.embedding(rms_norm(x, self.norm())).astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def _layers(self, method: str, x: jax.Array, caches: Any, *positions: jax.Array) -> tuple[jax.Array, Any]:
-        reasons = why_not_fused(self.shape, self.precision, self.schedule)
-        alone = [
-            why is None and fused.runs(layer, method) for why, layer in zip(reasons, self.shape.layers, strict=True)
-        ]
+        alone = _run_as_one(self.shape, self.precision, self.schedule, method)
         if self.scanned:
             graph, state = nnx.split(self.layers)
 
@@ -172,10 +170,8 @@ class Decoder(nnx.Module):
                 return x, cache
 
             return jax.lax.scan(body, x, (state, caches))
-        if self.schedule.fusion == "step":
-            if all(alone):
-                return fused.run_layers(list(self.layers), method, x, caches, *positions)
-            alone = [False] * len(alone)  # some may need what others leave for them
+        if self.schedule.fusion == "step" and all(alone):
+            return fused.run_layers(list(self.layers), method, x, caches, *positions)
         written, shared = [], None
         for layer, cache, one in zip(self.layers, caches, alone, strict=True):
             if one:
@@ -240,23 +236,27 @@ def why_no_kernel(shape: DecoderShape, precision: Precision, schedule: Schedule)
     return None
 
 
-def native_products(shape: DecoderShape, precision: Precision, schedule: Schedule, tokens: int) -> list[Product]:
-    """The products that the C++ kernels do in one run of so many `tokens`; those that run as one count as one."""
+def native_products(
+    shape: DecoderShape, precision: Precision, schedule: Schedule, point: OperatingPoint
+) -> list[Product]:
+    """The products that the C++ kernels do in one run at an operating point; those that run as one count as one."""
     if schedule.matmul != "cpp":
         return []
-    found = []
-    alone = why_not_fused(shape, precision, schedule)
+    dtype, method = precision.activations, "prefill" if point.phase == "prefill" else "decode_step"
+    logits = scheduled_as(shape, precision, schedule, EMBEDDING).product(point.batch, (shape.width, VOCABULARY), dtype)
+    found = [logits]
+    alone = _run_as_one(shape, precision, schedule, method)
     for index, layer in enumerate(shape.layers):
         for block, one in layer.blocks():
             sizes = {name: (rows, columns) for name, (*_, rows, columns) in one.linears(shape.width).items()}
             groups = [(name,) for name in sizes]
-            if alone[index] is None:
+            if alone[index]:
                 together = fused.multiplied_together(one)
                 groups = [*together, *((name,) for name in sizes if name not in one.reads_norm)]
             for names in groups:
                 storage = scheduled_as(shape, precision, schedule, f"layers.{index}.{block}.{names[0]}")
                 whole = (sizes[names[0]][0], sum(sizes[name][1] for name in names))
-                found.append(storage.product(tokens, whole, precision.activations))
+                found.append(storage.product(point.tokens, whole, dtype))
     return [product for product in found if MATMUL_KERNELS["cpp"].why_not(product) is None]
 
 
@@ -268,9 +268,9 @@ def why_not_fused(shape: DecoderShape, precision: Precision, schedule: Schedule)
     if schedule.matmul != "cpp":
         return ("only products by the kernel 'cpp' run as one call with what is around them",) * len(shape.layers)
     reasons: list[str | None] = []
-    borrowed = [isinstance(layer.attention, SoftmaxShape) and layer.attention.borrows for layer in shape.layers]
+    sharing = _sharing(shape)
     for index, layer in enumerate(shape.layers):
-        if schedule.fusion == "layer" and any(borrowed[index : index + 2]):
+        if schedule.fusion == "layer" and index in sharing:
             reasons.append("it shares keys with another layer")
             continue
         storages = {
@@ -280,6 +280,26 @@ def why_not_fused(shape: DecoderShape, precision: Precision, schedule: Schedule)
         }
         reasons.append(fused.why_not(layer, storages, cached_as(precision, schedule, index), shape.width))
     return tuple(reasons)
+
+
+def _run_as_one(shape: DecoderShape, precision: Precision, schedule: Schedule, method: str) -> list[bool]:
+    """For each layer, whether a single call runs it by this method, alone or with all others."""
+    reasons = why_not_fused(shape, precision, schedule)
+    alone = [why is None and fused.runs(layer, method) for why, layer in zip(reasons, shape.layers, strict=True)]
+    if schedule.fusion == "step" and not all(alone):
+        return [False] * len(alone)  # some may need what others leave for them
+    return alone
+
+
+def _sharing(shape: DecoderShape) -> set[int]:
+    """The layers that borrow keys and values, and those that lend them: the next below that attend."""
+    found, below = set(), -1
+    for index, layer in enumerate(shape.layers):
+        if isinstance(layer.attention, SoftmaxShape) and layer.attention.borrows:
+            found |= {below, index}
+        if layer.attention is not None:
+            below = index
+    return found
 
 
 @functools.lru_cache(4096)  # thousands of candidates are screened, over few models

@@ -46,7 +46,9 @@ def shape_of(**choices: Any) -> DecoderShape:
     return DecoderShape.of(Choices({**BASE, **choices}))
 
 
-def verify(shape: DecoderShape, precision: Precision, schedule: Schedule, batch: int) -> None:
+def verify(
+    shape: DecoderShape, precision: Precision, schedule: Schedule, batch: int, count: int = TOKENS, chunk: int = CHUNK
+) -> None:
     """Decode programs and prefills in chunks are as near float64 as their formats allow; caches are written in place by
     what is wholly fused.
 
@@ -54,17 +56,17 @@ def verify(shape: DecoderShape, precision: Precision, schedule: Schedule, batch:
         Rejected: they are not.
     """
     plain, weights = plain_decoder(shape, precision), sharp_weights(shape, 0)
-    tokens = np.random.default_rng(0).integers(0, 256, (batch, TOKENS)).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(0, 256, (batch, count)).astype(np.int32)
     reference = Reference(plain, pack(plain, weights), tokens)
     model = Decoder(shape, precision, schedule)
     fused = all(isinstance(one.attention, SoftmaxShape | None) for one in shape.layers)
     fused &= not any(why_not_fused(shape, precision, schedule))
     packed = pack(model, weights)
-    decode = Program(model, "decode", batch, TOKENS)
+    decode = Program(model, "decode", batch, count)
     params = [jax.device_put(packed[path]) for path in decode.params]
-    step = Compiled(OperatingPoint("decode", batch, TOKENS), decode, decode.compile({}), params)
-    prefill = replace(decode, phase="prefill", chunk=CHUNK)
-    chunks = Compiled(OperatingPoint("prefill", batch, TOKENS), prefill, prefill.compile({}), params, step.executable)
+    step = Compiled(OperatingPoint("decode", batch, count), decode, decode.compile({}), params)
+    prefill = replace(decode, phase="prefill", chunk=chunk)
+    chunks = Compiled(OperatingPoint("prefill", batch, count), prefill, prefill.compile({}), params, step.executable)
     for compiled in (step, chunks):
         reference.compare(compiled.logits(tokens, 3))
         if fused and schedule.layers == "unroll":
@@ -96,9 +98,11 @@ CASES = [
         1,
     ),
     ({"attention": ("mqa", "cross_layer")}, Precision(), LAYER, 1),
+    ({"attention": ("mqa", "none", "cross_layer"), "depth": 3}, Precision(), LAYER, 1),
     ({"attention": "mha"}, BFLOAT16, replace(LAYER, layers="scan", cache_layout="bhds"), 1),
     ({"attention": ("mha", "none"), "feedforward": ("none", "gelu")}, Precision(), STEP, 1),
     ({"attention": ("mqa", "gated_delta")}, Precision(weights="int8"), STEP, 1),
+    ({"attention": "gated_delta", "width": 144, "head_dim": 72, "depth": 1}, Precision(), STEP, 3),
     ({"attention": ("mha", "mla"), "latent": 32}, Precision(), LAYER, 1),
     ({"attention": "mha", "feedforward": ("moe", "swiglu")}, Precision(), LAYER, 1),
 ]
@@ -111,6 +115,20 @@ def test_fused_layers_are_as_right_as_their_formats(
     shape = shape_of(**choices)
     assert None in why_not_fused(shape, precision, schedule) or "cross_layer" in choices["attention"]
     verify(shape, precision, schedule, batch)
+
+
+@pytest.mark.parametrize(
+    ("choices", "precision", "layout"),
+    [
+        ({"attention": "gqa", "kv_heads": 1}, Precision(kv_cache="int8"), "bhsd"),
+        ({"attention": "sliding_window", "window": 90, "sinks": 3}, Precision(), "bshd"),
+        ({"attention": "sliding_window", "window": 40}, Precision(kv_cache="bfloat16"), "bhds"),
+    ],
+)
+def test_long_chunks_go_block_by_block(choices: dict[str, Any], precision: Precision, layout: str):
+    """More queries than one block of `native/prefill.cc` has, and more keys, before and in the chunk."""
+    shape = shape_of(**choices, depth=1)
+    verify(shape, precision, replace(STEP, cache_layout=layout), 2, count=230, chunk=97)
 
 
 @pytest.mark.parametrize(
@@ -199,13 +217,24 @@ def test_a_schedule_whose_kernels_would_do_nothing_is_refused():
 
 
 def test_products_that_run_as_one_are_tuned_as_one():
-    shape = shape_of(attention="gqa", width=128, kv_heads=2, depth=1)
-    alone = {(one.rows, one.columns) for one in native_products(shape, Precision(), NATIVE, 3)}
+    shape, point = shape_of(attention="gqa", width=128, kv_heads=2, depth=1), OperatingPoint("decode", 3, 32)
+    alone = {(one.rows, one.columns) for one in native_products(shape, Precision(), NATIVE, point)}
     assert alone == {(128, 128), (128, 64), (128, 256), (256, 128)}
-    together = [(one.rows, one.columns) for one in native_products(shape, Precision(), LAYER, 3)]
-    assert together == [(128, 256), (128, 128), (128, 512), (256, 128)]
-    assert {one.tokens for one in native_products(shape, Precision(), LAYER, 3)} == {3}
-    assert native_products(shape, Precision(), replace(NATIVE, matmul="dot"), 3) == []
+    together = [(one.rows, one.columns) for one in native_products(shape, Precision(), LAYER, point)]
+    assert together == [(128, 256), (128, 256), (128, 128), (128, 512), (256, 128)], "the first gives the logits"
+    assert {one.tokens for one in native_products(shape, Precision(), LAYER, point)} == {3}
+    assert native_products(shape, Precision(), replace(NATIVE, matmul="dot"), point) == []
+
+
+def test_what_a_prefill_runs_by_itself_is_tuned_by_itself():
+    """The gated delta rule is one call in a step alone; a prefill gives the logits after its last token."""
+    shape = shape_of(attention="gated_delta", depth=1)
+    logits, *decode = native_products(shape, Precision(), STEP, OperatingPoint("decode", 2, 32))
+    assert (logits.tokens, len(decode)) == (2, 5)
+    logits, *prefill = native_products(shape, Precision(), STEP, OperatingPoint("prefill", 2, 32))
+    assert (logits.tokens, {one.tokens for one in prefill}) == (2, {64})
+    attention = shape.layers[0].attention
+    assert attention is not None and len(prefill) == len(attention.linears(64)) + 3
 
 
 def test_nan_is_not_hidden():
