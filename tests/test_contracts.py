@@ -41,12 +41,18 @@ def test_format(name: str):
     testing.check_format(name)
 
 
-@pytest.mark.parametrize("name", MATMUL_KERNELS.names())
+def here(kernels: Any) -> list[Any]:
+    """The kernels, of which those that need what is not everywhere are deselected by name."""
+    marks = {"cpp": [pytest.mark.compiler], "dot_product_attention": []}
+    return [pytest.param(name, marks=marks.get(name, [pytest.mark.chips])) for name in kernels.names()]
+
+
+@pytest.mark.parametrize("name", here(MATMUL_KERNELS))
 def test_matmul_kernel(name: str):
     testing.check_matmul_kernel(name)
 
 
-@pytest.mark.parametrize("name", ATTENTION_KERNELS.names())
+@pytest.mark.parametrize("name", here(ATTENTION_KERNELS))
 def test_attention_kernel(name: str):
     testing.check_attention_kernel(name)
 

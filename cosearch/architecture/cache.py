@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from cosearch.core.errors import Rejected
 from cosearch.precision import FORMATS, Format
 
-_ORDERS = {"bshd": (0, 1, 2, 3), "bhsd": (0, 2, 1, 3), "bhds": (0, 2, 3, 1)}
+ORDERS = {"bshd": (0, 1, 2, 3), "bhsd": (0, 2, 1, 3), "bhds": (0, 2, 3, 1)}
 """Layout to the logical axes [B, S, K, D] in memory order."""
 
 Slotted = Mapping[str, tuple[int, int, int, int]]
@@ -109,7 +109,7 @@ class KVCache:
 
     @property
     def _order(self) -> tuple[int, ...]:
-        return _ORDERS[self.layout]
+        return ORDERS[self.layout]
 
 
 @functools.cache

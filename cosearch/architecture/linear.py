@@ -149,6 +149,23 @@ class MatrixStorage:
             return values
         return self.compression.expand(values, stored[INDICES], rows, self.layout)
 
+    def multiply(self, x: jax.Array, stored: Mapping[str, jax.Array], sizes: tuple[int, ...]) -> jax.Array:
+        """`x` [..., in] times a matrix of `sizes` [..., in, out], of its stored arrays: [..., out] in `x`'s dtype."""
+        *_, wide, columns = sizes
+        if self.lowering in MATMUL_KERNELS:
+            rows = x.reshape(-1, x.shape[-1])
+            product = self.product(len(rows), (wide, columns), str(x.dtype))
+            kernel = MATMUL_KERNELS[self.lowering]
+            if kernel.why_not(product) is None:
+                return kernel(rows, stored, product).reshape(*x.shape[:-1], -1)
+            return replace(self, lowering="dot").multiply(x, stored, sizes)
+        if self.compression is None:
+            return self.form.matmul(x, stored, self.layout, self.lowering, self.inputs)
+        parts = {part: array for part, array in stored.items() if part != INDICES}
+        values = self.form.dequantize(parts, self.layout, jnp.promote_types(x.dtype, jnp.float32))
+        out = self.compression.matmul(x, values, stored[INDICES], wide, self.layout, self.lowering)
+        return out.astype(x.dtype)
+
     def _refuse(self, sizes: tuple[int, ...]) -> None:
         if why := self.why_not(sizes):
             raise Rejected(why)
@@ -167,14 +184,14 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         self.observe(x)
-        return self._multiply(x, self.arrays())
+        return self.storage.multiply(x, self.arrays(), self.sizes)
 
     def select(self, index: jax.Array, x: jax.Array) -> jax.Array:
         """`x` times the matrix at `index` [] of the stack; no other is read."""
         one = {
             part: jax.lax.dynamic_index_in_dim(array, index, keepdims=False) for part, array in self.arrays().items()
         }
-        return self._multiply(x, one)
+        return self.storage.multiply(x, one, self.sizes)
 
     def take(self, indices: jax.Array, dtype: Any) -> jax.Array:
         """The columns [..., in] of the matrix at `indices` [...], one a byte."""
@@ -210,22 +227,6 @@ class Linear(nnx.Module):
         rows = x.reshape(-1, *x.shape[-2:]).astype(jnp.float32)
         each = weights.reshape(rows.shape[:2]).astype(jnp.float32)
         self.moment = nnx.Intermediate(jnp.einsum("te,tei,tej->eij", each, rows, rows) / len(rows))
-
-    def _multiply(self, x: jax.Array, arrays: Mapping[str, jax.Array]) -> jax.Array:
-        storage = self.storage
-        if storage.lowering in MATMUL_KERNELS:
-            rows = x.reshape(-1, x.shape[-1])
-            product = storage.product(len(rows), (self.sizes[-2], self.sizes[-1]), str(x.dtype))
-            kernel = MATMUL_KERNELS[storage.lowering]
-            if kernel.why_not(product) is None:
-                return kernel(rows, arrays, product).reshape(*x.shape[:-1], -1)
-            storage = replace(storage, lowering="dot")
-        if storage.compression is None:
-            return storage.form.matmul(x, arrays, storage.layout, storage.lowering, storage.inputs)
-        parts = {part: array for part, array in arrays.items() if part != INDICES}
-        values = storage.form.dequantize(parts, storage.layout, jnp.promote_types(x.dtype, jnp.float32))
-        out = storage.compression.matmul(x, values, arrays[INDICES], self.sizes[-2], storage.layout, storage.lowering)
-        return out.astype(x.dtype)
 
     def arrays(self) -> dict[str, jax.Array]:
         """The stored parts."""

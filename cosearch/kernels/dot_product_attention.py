@@ -7,17 +7,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from cosearch.architecture.cache import KVCache
 from cosearch.kernels import ATTENTION_KERNELS, CachedAttention, Stored
-from cosearch.precision import FORMATS
-
-LOGICAL = {"bshd": (0, 1, 2, 3), "bhsd": (0, 2, 1, 3), "bhds": (0, 3, 1, 2)}
-"""Layout to where the axes [batch, slots, kv_heads, head_dim] lie in memory."""
 
 
 def logical(stored: Stored, attention: CachedAttention) -> jax.Array:
     """Keys or values [batch, slots, kv_heads, head_dim] in the dtype of the attention."""
-    ordered = {part: array.transpose(LOGICAL[attention.layout]) for part, array in stored.items()}
-    return FORMATS[attention.format].decode(ordered, attention.dtype)
+    return KVCache(attention.format, attention.layout, attention.dtype).load({"tensor": stored}, "tensor")
 
 
 @dataclass(frozen=True)

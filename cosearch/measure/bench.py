@@ -1,6 +1,5 @@
 """The bench of a worker process: programs compiled for a candidate, ready to be verified and timed."""
 
-import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected
 from cosearch.core.workload import OperatingPoint, Workload
 from cosearch.measure import timing
-from cosearch.measure.verify import Reference, Verification, sharp_weights
+from cosearch.measure.verify import Reference, Verification, digest, sharp_weights
 from cosearch.precision import Precision
 from cosearch.schedule import Schedule
 from cosearch.schedule.program import Program
@@ -71,13 +70,6 @@ class Compiled:
             arrays.append(jnp.asarray(_any_finite(rng, spec) if left else np.zeros(spec.shape, spec.dtype)))
         return arrays
 
-    def digest(self) -> bytes:
-        """Names the contents of the parameters."""
-        found = hashlib.blake2b()
-        for array in self.params:
-            found.update(np.asarray(array).tobytes())
-        return found.digest()
-
     def logits(self, tokens: np.ndarray, seed: int) -> np.ndarray:
         """The logits [batch, positions, 256] after the last positions of `tokens` [batch, tokens], from a cache that
         `seed` draws.
@@ -98,8 +90,7 @@ class Compiled:
                 padded[:, : piece.shape[1]] = piece
                 at = (np.int32(first), np.int32(piece.shape[1]))
                 out, *cache = self.executable(*self.params, *cache, padded, *at)
-            found.append(out)
-            found[-1] = found[-1][:, None]
+            found.append(out[:, None])
         steps = self.program.steps if decode is self.executable else 1
         more = [np.zeros((steps - 1, len(tokens), 256), np.float32)] if steps > 1 else []
         for position in range(start, count, steps):
@@ -130,15 +121,16 @@ def steps(programs: Sequence[Compiled], cold_bytes: int = 0, seed: int = 0) -> l
 
     Each run takes the next of as many copies of weights and cache as are `cold_bytes` together, so that it finds none
     of them in caches that hold less: what is timed is a run that reads all it needs from memory, as where other models
-    or other work had their turn before. Copies of several programs are made by turns in random order, for where in
-    memory they lie made one side of a comparison with itself up to 8 % slower.
+    or other work had their turn before. Of a run of several steps the first reads from memory, and the others find what
+    caches keep, as they do where it serves. Copies of several programs are made by turns in random order, for where
+    in memory they lie made one side of a comparison with itself up to 8 % slower.
     """
     rng = np.random.default_rng(seed)
     copy = jax.jit(lambda arrays: [jnp.copy(array) for array in arrays])
     copies: list[list[tuple[list[jax.Array], list[jax.Array]]]] = [[] for _ in programs]
     wanted = []
     for index, program in enumerate(programs):
-        size = sum(array.nbytes for array in [*program.params, *program.empty_cache()])
+        size = sum(one.size * one.dtype.itemsize for one in [*program.params, *program.program.cache])
         # Odd, so that all of them are timed where every second run is.
         wanted += [index] * (min(-(-cold_bytes // size), _MOST_COPIES) | 1)
     for index in rng.permutation(wanted):
@@ -209,7 +201,7 @@ class Bench:
         plain = plain_decoder(axes.served_shape(candidate), Precision.of(candidate.precision))
         packed, references, verified = pack(plain, self._weights), {}, []
         for compiled in self.programs:
-            point, before = compiled.point, compiled.digest()
+            point, before = compiled.point, digest(compiled.params)
             if (point.batch, point.context) not in references:
                 tokens = np.random.default_rng(self._seed).integers(0, 256, (point.batch, point.context))
                 references[point.batch, point.context] = Reference(plain, packed, tokens.astype(np.int32))
@@ -218,7 +210,7 @@ class Bench:
             verified.append(reference.compare(logits))
             few = None if point.phase == "prefill" else _REPEATED
             again = compiled.logits(reference.tokens[:, :few], self._seed + 1)
-            if compiled.digest() != before:
+            if digest(compiled.params) != before:
                 raise Rejected("wrong result: it overwrites the weights that it is given")
             if not np.array_equal(again, logits[:, :few]):
                 raise Rejected("wrong result: the same inputs give other logits when they are computed again")

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cosearch.architecture.linear import MatrixStorage
 from cosearch.core.gaussian_process import GaussianProcess
 from cosearch.kernels import Product
 from cosearch.kernels.cpu import operations
 from cosearch.kernels.cpu.program import Program
 from cosearch.kernels.cpu.tiles import Tiles, choices, is_tuned, keep, shipped
 from cosearch.measure import timing
+from cosearch.measure.verify_kernel import storage_of
 
 LEAST_BYTES = 1 << 18
 """Smaller matrices take no longer than it takes to begin."""
@@ -113,8 +113,7 @@ def _products(product: Product) -> Callable[[Tiles], timing.Run]:
 
 
 def _spec(product: Product) -> dict[str, jax.ShapeDtypeStruct]:
-    storage = MatrixStorage(product.format, product.layout, compression=product.compression)
-    return storage.spec((product.rows, product.columns))
+    return storage_of(product).spec((product.rows, product.columns))
 
 
 def _any(rng: np.random.Generator, spec: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -8,6 +8,7 @@ fails.
 """
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,8 +22,8 @@ from cosearch.core.errors import Rejected
 from cosearch.precision import Precision
 
 _FLOOR = 2e-5
-_MOST_TYPICAL, _MOST_WORST = 2.0, 4.0
-"""How often its format's own error a candidate may have, over all positions and at the worst."""
+MOST_TYPICAL, MOST_WORST = 2.0, 4.0
+"""How often its format's own error a candidate or a kernel may have, over all positions and at the worst."""
 _SHARPER = 3.0
 """Random queries are made so much larger: flat attention would hide a wrong mask."""
 
@@ -83,13 +84,13 @@ class Reference:
             raise Rejected(f"wrong result: the logits at position {position} are not finite")
         # A format's error differs by position, and few positions can all be among the worse.
         own = self._format_errors
-        typical = max(_root_mean_square(own), _root_mean_square(own[:, -errors.shape[1] :]))
+        typical = max(root_mean_square(own), root_mean_square(own[:, -errors.shape[1] :]))
         result = Verification(
             positions=errors.shape[1],
-            typical=_root_mean_square(errors),
-            typical_allowed=_MOST_TYPICAL * typical + _FLOOR,
+            typical=root_mean_square(errors),
+            typical_allowed=MOST_TYPICAL * typical + _FLOOR,
             worst=float(errors.max()),
-            worst_allowed=_MOST_WORST * float(own.max()) + _FLOOR,
+            worst_allowed=MOST_WORST * float(own.max()) + _FLOOR,
             worst_position=position,
         )
         if result.ratio > 1:
@@ -105,7 +106,16 @@ def relative_errors(logits: np.ndarray, exact: np.ndarray) -> np.ndarray:
     return np.linalg.norm(logits - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
 
 
-def _root_mean_square(errors: np.ndarray) -> float:
+def digest(arrays: Any) -> bytes:
+    """Names the contents of all arrays of a tree."""
+    found = hashlib.blake2b()
+    for array in jax.tree.leaves(arrays):
+        found.update(np.asarray(array).tobytes())
+    return found.digest()
+
+
+def root_mean_square(errors: np.ndarray) -> float:
+    """Of all errors."""
     return float(np.sqrt(np.mean(np.square(errors))))
 
 

@@ -7,7 +7,6 @@ must be left as they were, and every call is repeated between calls with other i
 """
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,17 +17,19 @@ import numpy as np
 
 from cosearch.architecture.attention.softmax import attend
 from cosearch.architecture.cache import KVCache, zeros
+from cosearch.architecture.linear import MatrixStorage
 from cosearch.core.errors import Rejected
 from cosearch.kernels import AttentionKernel, CachedAttention, MatmulKernel, Product
-from cosearch.precision import FORMATS
+from cosearch.measure.verify import MOST_TYPICAL, MOST_WORST, digest, root_mean_square
 from cosearch.precision.quantized import INPUTS
 
-_MOST_TYPICAL, _MOST_WORST = 2.0, 4.0
 _REPEATS = 3
 _FLOAT32_UNIT = 2.0**-24
 _LARGEST_WEIGHT = 1e3
 """Of formats that hold no larger ones; inputs of products are of any size."""
 _HUGE, _TINY = 1e15, 1e-15
+_LEAST_WEIGHT = 2.0**-100
+"""Of attention: what is smaller may be 0, or the least number that an exponential gives."""
 _LEFT_BEHIND = 1e3
 """The size of keys and values in slots beyond the length. They are finite: 0 times them must be 0."""
 
@@ -59,7 +60,7 @@ def verify(run: Run, cases: Sequence[Case], repeatable: bool = True) -> float:
         Rejected: a result is wrong, is not the same bit by bit when it is computed again though `repeatable`, or an
             input has changed.
     """
-    before = [_digest(case.inputs) for case in cases]
+    before = [digest(case.inputs) for case in cases]
     outs = []
     for case in cases:
         poison = np.full(case.exact.shape, np.nan, case.reference.dtype)
@@ -113,16 +114,9 @@ def _donating(kernel: Callable[..., jax.Array]) -> Run:
     return run
 
 
-def _digest(inputs: Any) -> bytes:
-    found = hashlib.blake2b()
-    for array in jax.tree.leaves(inputs):
-        found.update(np.asarray(array).tobytes())
-    return found.digest()
-
-
 def _check_unchanged(cases: Sequence[Case], before: Sequence[bytes]) -> None:
-    for case, digest in zip(cases, before, strict=True):
-        if _digest(case.inputs) != digest:
+    for case, earlier in zip(cases, before, strict=True):
+        if digest(case.inputs) != earlier:
             raise Rejected(f"wrong result: {case.name}: it overwrites its inputs")
 
 
@@ -135,8 +129,8 @@ def _compare(case: Case, out: np.ndarray) -> float:
     own, errors = (_relative(np.asarray(found), case) for found in (case.reference, out))
     unit = float(jnp.finfo(out.dtype).eps) / 2
     floor = case.units * _FLOAT32_UNIT + (unit if unit > _FLOAT32_UNIT else 0.0)
-    typical, typical_allowed = _root_mean_square(errors), _MOST_TYPICAL * _root_mean_square(own) + floor
-    worst, worst_allowed = float(errors.max()), _MOST_WORST * float(own.max()) + 2 * floor
+    typical, typical_allowed = root_mean_square(errors), MOST_TYPICAL * root_mean_square(own) + floor
+    worst, worst_allowed = float(errors.max()), MOST_WORST * float(own.max()) + 2 * floor
     ratio = max(typical / typical_allowed, worst / worst_allowed)
     if ratio > 1:
         raise Rejected(
@@ -152,14 +146,10 @@ def _relative(out: np.ndarray, case: Case) -> np.ndarray:
     return np.where(case.size > 0, off / np.where(case.size > 0, case.size, 1), np.where(off > 0, np.inf, 0))
 
 
-def _root_mean_square(errors: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(errors))))
-
-
 def matmul_cases(product: Product, seed: int) -> Iterator[Case]:
     """Inputs of a product: `x` and the packed matrix."""
-    form, rng = FORMATS[product.format], np.random.default_rng(seed)
-    plain = _plain_matmul(product.format, product.layout, product.inputs)
+    storage, rng = storage_of(product), np.random.default_rng(seed)
+    plain = _plain_matmul(storage, (product.rows, product.columns))
     x_shape, w_shape = (product.tokens, product.rows), (product.rows, product.columns)
     # Rows of different sizes, so that a scale of the wrong group is far off.
     uneven = rng.standard_normal(w_shape) * 4.0 ** rng.uniform(-2, 2, (product.rows, 1))
@@ -183,8 +173,8 @@ def matmul_cases(product: Product, seed: int) -> Iterator[Case]:
     for name, (x, weights) in drawn.items():
         x = np.asarray(x, np.float32).astype(product.dtype)
         weights = np.clip(weights, -_LARGEST_WEIGHT, _LARGEST_WEIGHT).astype(np.float32)
-        packed = form.pack(weights, product.layout)
-        rounded, matrix = _rounded(x, product.inputs), form.unpack(packed, product.layout)
+        packed = storage.pack(weights)
+        rounded, matrix = _rounded(x, product.inputs), storage.unpack(packed, w_shape)
         inputs = jnp.asarray(x), {part: jnp.asarray(array) for part, array in packed.items()}
         exact, size = rounded @ matrix, np.abs(rounded) @ np.abs(matrix)
         yield Case(f"{name} inputs", inputs, exact, np.array(plain(*inputs)), size, _units(name, product.rows))
@@ -198,9 +188,14 @@ def _rounded(x: np.ndarray, inputs: str) -> np.ndarray:
     return np.asarray(token["values"]).astype(np.float64) * np.asarray(token["scale"], np.float64)
 
 
+def storage_of(product: Product) -> MatrixStorage:
+    """How the matrix of a product is stored, and multiplied by XLA."""
+    return MatrixStorage(product.format, product.layout, "dot", product.inputs, product.compression)
+
+
 @functools.cache
-def _plain_matmul(name: str, layout: str, inputs: str) -> Callable[..., jax.Array]:
-    return jax.jit(lambda x, stored: FORMATS[name].matmul(x, stored, layout, "dot", inputs))
+def _plain_matmul(storage: MatrixStorage, sizes: tuple[int, int]) -> Callable[..., jax.Array]:
+    return jax.jit(lambda x, stored: storage.multiply(x, stored, sizes))
 
 
 def attention_cases(attention: CachedAttention, seed: int) -> Iterator[Case]:
@@ -249,7 +244,8 @@ def _attention_case(
     scores = np.einsum("bhd,bshd->bhs", wide, keys)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    exact, size = (np.einsum("bhs,bshd->bhd", weights, x) for x in (values, np.abs(values)))
+    exact = np.einsum("bhs,bshd->bhd", weights, values)
+    size = np.einsum("bhs,bshd->bhd", np.maximum(weights, _LEAST_WEIGHT), np.abs(values))
     # An error of a score is one of its weight, relative to it.
     units = _units(name, length) * (1 + float(np.einsum("bhd,bshd->bhs", np.abs(wide), np.abs(keys)).max()))
     reference = np.array(_plain_attention(held)(*inputs))

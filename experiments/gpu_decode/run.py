@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cosearch.architecture.attention.softmax import attend
+from cosearch.architecture.cache import ORDERS
 from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS, CachedAttention, Product, absent
 from cosearch.kernels.dot_product_attention import logical
 from cosearch.precision import FORMATS
@@ -121,8 +122,9 @@ def operands(case: Case, seed: int) -> Operands:
     length = jnp.asarray(case.slots - 1, jnp.int32)
     shape = (case.batch, case.slots, case.kv_heads, case.head_dim)
     tensors = [FORMATS[case.format].encode(jax.random.normal(next(keys), shape, case.dtype)) for _ in "kv"]
-    order = {"bshd": (0, 1, 2, 3), "bhsd": (0, 2, 1, 3)}[case.layout]
-    return Operands((query, length), tuple({p: a.transpose(order) for p, a in t.items()} for t in tensors))
+    return Operands(
+        (query, length), tuple({p: a.transpose(ORDERS[case.layout]) for p, a in t.items()} for t in tensors)
+    )
 
 
 def noise(key: jax.Array, part: str, spec: jax.ShapeDtypeStruct) -> jax.Array:

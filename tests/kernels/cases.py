@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cosearch.architecture.cache import ORDERS
 from cosearch.kernels import AttentionKernel, CachedAttention, MatmulKernel, Product
 from cosearch.precision import FORMATS
 
-ORDERS = {"bshd": (0, 1, 2, 3), "bhsd": (0, 2, 1, 3), "bhds": (0, 2, 3, 1)}
 FLOOR = {"float32": 1e-6, "bfloat16": 2e-3}
 
 

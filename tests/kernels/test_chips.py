@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from cosearch.architecture.cache import ORDERS
 from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS, CachedAttention, Product
 from cosearch.kernels.absent import CHIPS, compile_for, why_not
 from cosearch.precision import FORMATS
-from tests.kernels.cases import ORDERS
 
 pytestmark = pytest.mark.chips
 

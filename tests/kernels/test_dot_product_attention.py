@@ -3,8 +3,9 @@ from dataclasses import replace
 
 import pytest
 
+from cosearch.architecture.cache import ORDERS
 from cosearch.kernels import ATTENTION_KERNELS, CachedAttention
-from tests.kernels.cases import ORDERS, check_attention
+from tests.kernels.cases import check_attention
 
 CACHED = CachedAttention(2, 4, 2, 64, 48, "bfloat16", "bshd", "bfloat16")
 

@@ -113,6 +113,8 @@ class JaxKernel:
         return None
 
     def why_not(self, case: Any) -> str | None:
+        if isinstance(case, Product) and case.compression is not None:
+            return "it knows no compressed weights"
         return self._limit(case)
 
     def __call__(self, *arguments: Any) -> jax.Array:

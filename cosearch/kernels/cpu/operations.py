@@ -12,6 +12,7 @@ from cosearch.kernels import CachedAttention, Product
 from cosearch.kernels.cpu import build
 from cosearch.kernels.cpu.program import Buffer, Kernel, Program
 from cosearch.kernels.cpu.tiles import GROUPS, Tiles, few, tiles_for
+from cosearch.precision import FORMATS
 
 WEIGHTS = ("float32", "bfloat16", "int8", "float8_e4m3", *GROUPS)
 """The formats of weights that `native/matmul.cc` reads."""
@@ -42,6 +43,8 @@ def why_no_product(product: Product) -> str | None:
             return "without AVX-512 it knows no compressed weights"
     if product.dtype not in ("float32", "bfloat16"):
         return f"it computes in float32, not in {product.dtype}"
+    if product.inputs != "as_is" and (product.compression or product.inputs not in FORMATS[product.format].inputs):
+        return f"inputs in {product.inputs} are not multiplied with such weights"
     if product.inputs not in ("as_is", "int8"):
         return f"it rounds no inputs to {product.inputs}"
     if product.inputs == "int8" and "vnni" not in build.instructions():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cosearch import sparsity
+from cosearch.architecture.cache import ORDERS
 from cosearch.architecture.linear import MatrixStorage
 from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Choices
@@ -18,6 +19,7 @@ from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS, CachedAttention,
 from cosearch.kernels.cpu import build, operations, tiles
 from cosearch.kernels.cpu.operations import CACHES, GATED, GELU, NONE, RESIDUAL, WEIGHTS, Factor
 from cosearch.kernels.cpu.program import Buffer, Program
+from cosearch.measure.verify_kernel import verify_attention
 from cosearch.precision import FORMATS
 from cosearch.precision.quantized import INPUTS
 from cosearch.schedule import CACHE_LAYOUTS
@@ -40,7 +42,6 @@ COLUMNS = (21, 8, 19)
 """Of three matrices side by side."""
 EPILOGUES = ((3, NONE), (1, RESIDUAL), (2, GATED), (1, GELU))
 """How many matrices, and what becomes of their product."""
-ORDERS = {"bshd": (0, 1, 2, 3), "bhsd": (0, 2, 1, 3), "bhds": (0, 2, 3, 1)}
 
 
 @pytest.fixture(params=["all", "avx2"])
@@ -155,7 +156,7 @@ def test_products_of_which_some_weights_are_stored(form: str, pattern: str):
         ({"format": "float16"}, "it knows no weights in float16"),
         ({"layout": "in_out"}, r"it reads matrices from \[out, in\]"),
         ({"dtype": "float64"}, "it computes in float32, not in float64"),
-        ({"inputs": "float8_e4m3"}, "it rounds no inputs to float8_e4m3"),
+        ({"inputs": "float8_e4m3"}, "inputs in float8_e4m3 are not multiplied with such weights"),
         ({"rows": 10**6}, "rows of 1000000 are more than the 65536 that its memory is made for"),
     ],
 )
@@ -296,6 +297,25 @@ def test_a_cache_holds_what_its_format_encodes(form: str, isa: str):
 
 def bits(array: np.ndarray) -> np.ndarray:
     return array.view(f"u{array.dtype.itemsize}")
+
+
+@pytest.mark.parametrize(("form", "layout"), [("float32", "bshd"), ("int8", "bhds")])
+def test_parts_of_a_context_are_put_together(form: str, layout: str, monkeypatch: pytest.MonkeyPatch):
+    """Of several sequences and heads, in several chunks, as more threads than are here would."""
+    monkeypatch.setattr(build, "threads", lambda: 8)
+    attention = CachedAttention(2, 64, 2, 64, 600, form, layout)
+    assert operations._splits(attention) > 1 and attention.batch * attention.heads * attention.head_dim >= 8192
+    verify_attention(ATTENTION_KERNELS["cpp"], attention, 0)
+
+
+@pytest.mark.parametrize("form", WEIGHTS)
+@pytest.mark.parametrize("inputs", ["int8", "float8_e4m3"])
+def test_inputs_are_rounded_for_the_formats_that_say_so_alone(form: str, inputs: str):
+    why = operations.why_no_product(Product(1, 128, 8, form, "out_in", inputs))
+    if inputs not in FORMATS[form].inputs:
+        assert why == f"inputs in {inputs} are not multiplied with such weights"
+    elif inputs != "int8":
+        assert why == f"it rounds no inputs to {inputs}"
 
 
 @pytest.mark.parametrize("form", CACHES)

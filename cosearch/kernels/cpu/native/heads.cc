@@ -3,7 +3,7 @@
 // Macro: FORMAT of the cache (cache.h).
 // buffers: projections [B T, (H + 2 K) D] float32 (query, key, value side by side; a layer that borrows keys has H D),
 //   cosine and sine [T, D / 2], query norm [D], key norm [D] (cosine again where there are none), slots [T] int32 (one that
-//   is too large is not written), key values, key scales, value values, value scales (of the cache; values again where
+//   is negative or too large is not written), key values, key scales, value values, value scales (of the cache; values again where
 //   there are no scales), queries out [B T, H D] times D^-0.5, keys and values as the cache holds them [B T, K D] (queries
 //   again where they are not kept)
 // params: B, T, H, K (0 where keys are borrowed), D, S, layout, whether normed, whether kept

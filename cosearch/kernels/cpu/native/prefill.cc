@@ -76,11 +76,11 @@ static void multiply_all(const float* a, int64_t stride, const float* b, int64_t
 }
 
 struct Block {
-  int64_t T, H, K, D, G, padded;  // `padded`: D up to a multiple of 16
+  int64_t D, G, padded;  // `padded`: D up to a multiple of 16
   float *queries, *keys, *values, *scores, *weighted, *largest, *total;
   int32_t* positions;  // of the keys
 
-  Block(Params p, void* scratch) : T(p[1]), H(p[2]), K(p[3]), D(p[4]), G(p[2] / p[3]) {
+  Block(Params p, void* scratch) : D(p[4]), G(p[2] / p[3]) {
     padded = (D + 15) / 16 * 16;
     queries = (float*)scratch;
     keys = queries + QUERIES * G * padded;
@@ -92,7 +92,7 @@ struct Block {
     positions = (int32_t*)(total + QUERIES * G);
   }
 
-  // 16 keys from the `first` of the block on, key i's dimensions from `load_key(i, d)`.
+  // 16 keys from the `first` of the block on, key i's dimensions from `key(i, d)`.
   template <class Key>
   void put_keys(int64_t first, int64_t n, Key key) {
     for (int64_t d = 0; d < padded; d += 16) {
