@@ -193,7 +193,8 @@ def stored_as(shape: DecoderShape, precision: Precision, path: str) -> MatrixSto
 def scheduled_as(shape: DecoderShape, precision: Precision, schedule: Schedule, path: str) -> MatrixStorage:
     """How the matrix at `path` is stored and multiplied."""
     stored = stored_as(shape, precision, path)
-    return replace(stored, layout=schedule.layout, lowering=schedule.matmul)
+    limited = schedule.fuse_limit == "products"
+    return replace(stored, layout=schedule.layout, lowering=schedule.matmul, limited=limited)
 
 
 def cached_as(precision: Precision, schedule: Schedule, layer: int) -> kv.KVCache:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from cosearch.core.errors import Rejected
 from cosearch.kernels import MATMUL_KERNELS, Product
@@ -67,7 +68,8 @@ class Compression(Protocol):
 class MatrixStorage:
     """How a matrix is stored (`format`, `layout`, `compression`) and multiplied (`lowering`, `inputs`).
 
-    `observed` matrices keep the second moment of what they are multiplied with (`quality/statistics.py`).
+    `observed` matrices keep the second moment of what they are multiplied with (`quality/statistics.py`). The compiler
+    is told to fuse nothing across the products of `limited` ones.
     """
 
     format: str = "float32"
@@ -76,6 +78,7 @@ class MatrixStorage:
     inputs: str = "as_is"
     compression: Compression | None = None
     observed: bool = False
+    limited: bool = False
 
     @property
     def form(self) -> Format:
@@ -152,6 +155,9 @@ class MatrixStorage:
     def multiply(self, x: jax.Array, stored: Mapping[str, jax.Array], sizes: tuple[int, ...]) -> jax.Array:
         """`x` [..., in] times a matrix of `sizes` [..., in, out], of its stored arrays: [..., out] in `x`'s dtype."""
         *_, wide, columns = sizes
+        if self.limited:
+            out: Any = replace(self, limited=False).multiply(x, stored, sizes)
+            return cast(jax.Array, set_xla_metadata(out, FUSE_LIMIT=True))
         if self.lowering in MATMUL_KERNELS:
             rows = x.reshape(-1, x.shape[-1])
             product = self.product(len(rows), (wide, columns), str(x.dtype))

@@ -1,8 +1,9 @@
 """Load an artifact in any process: its files are checked, its programs made ready, nothing else is needed."""
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jax.experimental.layout import Format, Layout
+from jax.sharding import SingleDeviceSharding
 from safetensors import deserialize
 
 from cosearch.artifact import DTYPES, MANIFEST, VERSION, WEIGHTS
@@ -28,6 +31,7 @@ _KINDS = {
     "platform": str,
     "params": list,
     "cache": list,
+    "layouts": list,
     "kernels": list,
     "batch": int,
     "capacity": int,
@@ -54,7 +58,8 @@ class Artifact:
     recompiled: str | None
 
     def empty_cache(self) -> list[jax.Array]:
-        return [jnp.zeros(entry["shape"], entry["dtype"]) for entry in self.manifest["cache"]]
+        cache = [jnp.zeros(entry["shape"], entry["dtype"]) for entry in self.manifest["cache"]]
+        return _placed(self.folder, cache, [] if self.recompiled else self.manifest["layouts"][len(self.params) :])
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -99,7 +104,8 @@ def load(folder: Path) -> Artifact:
     stored = _read_weights(folder)
     if missing := [path for path in manifest["params"] if path not in stored]:
         raise UserError(f"artifact={folder}: {MANIFEST}: 'params' names {missing[0]!r}, which {WEIGHTS} has not")
-    params = [jax.device_put(stored[path]) for path in manifest["params"]]
+    if len(manifest["layouts"]) != len(manifest["params"]) + len(manifest["cache"]):
+        raise UserError(f"artifact={folder}: {MANIFEST}: 'layouts' are not those of its parameters and cache")
     made, here = manifest["fingerprint"], fingerprint()
     differing = [
         f"{name} {made.get(name)} there, {here[name]} here" for name in _MUST_AGREE if made.get(name) != here[name]
@@ -114,6 +120,8 @@ def load(folder: Path) -> Artifact:
         differing.append(str(rejection))
     prepare = _compile if differing else _deserialize
     run = {phase: prepare(folder, phase, manifest) for phase in ("prefill", "decode")}
+    arrays = [stored[path] for path in manifest["params"]]
+    params = _placed(folder, arrays, [] if differing else manifest["layouts"][: len(arrays)])
     return Artifact(folder, manifest, params, run, "; ".join(differing) or None)
 
 
@@ -125,6 +133,16 @@ def _read_weights(folder: Path) -> dict[str, np.ndarray]:
             raise UserError(f"artifact={folder}: {WEIGHTS}: {path!r} is of {part['dtype']}, not of {', '.join(DTYPES)}")
         weights[path] = np.frombuffer(part["data"], DTYPES[part["dtype"]]).reshape(part["shape"])
     return weights
+
+
+def _placed(folder: Path, arrays: Sequence[Any], layouts: Sequence[Any]) -> list[jax.Array]:
+    """The arrays on the device, in the layouts that executables were made for; the default where there is none."""
+    here = SingleDeviceSharding(jax.devices()[0])
+    try:
+        formats = [one and Format(Layout(tuple(one[0]), tuple(map(tuple, one[1]))), here) for one in layouts]
+        return [jax.device_put(*one) for one in itertools.zip_longest(arrays, formats)]
+    except (TypeError, ValueError, LookupError, jax.errors.JaxRuntimeError) as error:
+        raise UserError(f"artifact={folder}: {MANIFEST}: 'layouts' are none of this device: {error}") from None
 
 
 def _deserialize(folder: Path, phase: str, manifest: dict[str, Any]) -> Run:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import export
+from jax.experimental.layout import Format, Layout
 from safetensors.numpy import save
 
 from cosearch import axes
@@ -54,7 +55,9 @@ def save_artifact(
         "prefill": Program(model, "prefill", workload.batch, capacity, chunk),
     }
     options = Schedule.of(candidate.schedule).options
-    compiled = {phase: program.compile(options) for phase, program in programs.items()}
+    compiled = {"decode": programs["decode"].compile(options)}
+    formats = programs["decode"].formats(compiled["decode"])
+    compiled["prefill"] = programs["prefill"].compile(options, formats)
     verification = _verify(candidate, weights, model, params, programs, compiled, options)
 
     with new_folder(folder) as draft:
@@ -86,9 +89,17 @@ def save_artifact(
                 "steps": programs["decode"].steps,
                 "params": list(program.params),
                 "cache": [{"shape": list(spec.shape), "dtype": str(spec.dtype)} for spec in program.cache],
+                "layouts": list(map(_layout, formats)),
                 "sha256": files,
             },
         )
+
+
+def _layout(form: Format | None) -> list[Any] | None:
+    """A layout for the manifest: the axes from major to minor, and the tiles that they are cut into."""
+    if form is None or not isinstance(form.layout, Layout):
+        return None
+    return [form.layout.major_to_minor, form.layout.tiling or ()]
 
 
 def _runtime_bytes(compiled: jax.stages.Compiled) -> bytes:
@@ -113,8 +124,9 @@ def _verify(
     positions = min(_VERIFIED_POSITIONS, decode.capacity)
     tokens = np.random.default_rng(_SEED).integers(0, 256, (decode.batch, positions)).astype(np.int32)
     reference = Reference(plain, weights.params(plain), tokens)
-    arrays = [jax.device_put(params[path]) for path in decode.params]
-    one_step = replace(decode, steps=1).compile(options) if decode.steps > 1 else compiled["decode"]
+    formats = decode.formats(compiled["decode"])
+    arrays = [jax.device_put(params[path], one) for path, one in zip(decode.params, formats, strict=False)]
+    one_step = replace(decode, steps=1).compile(options, formats) if decode.steps > 1 else compiled["decode"]
     results = {}
     for phase, program in programs.items():
         point = OperatingPoint(program.phase, program.batch, program.capacity)

@@ -4,6 +4,7 @@ For TPUs that takes the wheel `libtpu`; for GPUs, `jax-cuda12-plugin` or `jax-cu
 version of jaxlib. Set `JAX_PLATFORMS=cpu`, `TPU_SKIP_MDS_QUERY=1` and `JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1`.
 """
 
+import functools
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -42,15 +43,21 @@ def why_not(chip: str) -> str | None:
     return None
 
 
-def compile_for(chip: str, function: Callable[..., Any], *arguments: Any) -> jax.stages.Compiled:
-    """`function` of arrays or their specs, compiled for one of `CHIPS`."""
+@functools.cache
+def _mesh(chip: str) -> Mesh:
+    """Of one chip; the same each time, for devices of two descriptions are two devices."""
     if chip in TPUS:
-        platform, topology = "tpu", topologies.get_topology_desc(TPUS[chip], "tpu")
+        topology = topologies.get_topology_desc(TPUS[chip], "tpu")
     else:
-        platform = "cuda"
-        topology = topologies.get_topology_desc(platform=platform, topology="1x1x1", target_config=_H100)
-    mesh = Mesh(np.array(topology.devices[:1]), ("chip",))
+        topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=_H100)
+    return Mesh(np.array(topology.devices[:1]), ("chip",))
+
+
+def compile_for(chip: str, function: Callable[..., Any], *arguments: Any) -> jax.stages.Compiled:
+    """`function` of arrays or their specs, jitted or not, compiled for one of `CHIPS`."""
+    platform, mesh = ("tpu" if chip in TPUS else "cuda"), _mesh(chip)
     whole = NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):
         specs = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=whole), arguments)
-        return jax.jit(function).trace(*specs).lower(lowering_platforms=(platform,)).compile()
+        jitted = function if isinstance(function, jax.stages.Wrapped) else jax.jit(function)
+        return jitted.trace(*specs).lower(lowering_platforms=(platform,)).compile()

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Format
 
 from cosearch import axes
 from cosearch.architecture.decoder import pack, plain_decoder
@@ -55,8 +56,16 @@ class Compiled:
     params: list[jax.Array]
     decode: jax.stages.Compiled | None = None
 
+    @property
+    def formats(self) -> list[Format | None]:
+        """How parameters, and then the cache, lie in memory (`Program.formats`)."""
+        return self.program.formats(self.executable)
+
     def empty_cache(self) -> list[jax.Array]:
-        return [jnp.zeros(spec.shape, spec.dtype) for spec in self.program.cache]
+        return self._placed([jnp.zeros(spec.shape, spec.dtype) for spec in self.program.cache])
+
+    def _placed(self, cache: Sequence[jax.Array]) -> list[jax.Array]:
+        return list(map(jax.device_put, cache, self.formats[len(self.params) :]))
 
     def used_cache(self, seed: int) -> list[jax.Array]:
         """A cache whose slots hold what another sequence may have left there: anything finite, for programs read
@@ -68,7 +77,7 @@ class Compiled:
         for path, spec in jax.tree_util.tree_leaves_with_path(model.cache_spec(point.batch, point.capacity)):
             left = slotted.intersection(getattr(key, "key", None) for key in path)
             arrays.append(jnp.asarray(_any_finite(rng, spec) if left else np.zeros(spec.shape, spec.dtype)))
-        return arrays
+        return self._placed(arrays)
 
     def logits(self, tokens: np.ndarray, seed: int) -> np.ndarray:
         """The logits [batch, positions, 256] after the last positions of `tokens` [batch, tokens], from a cache that
@@ -126,7 +135,10 @@ def steps(programs: Sequence[Compiled], cold_bytes: int = 0, seed: int = 0) -> l
     in memory they lie made one side of a comparison with itself up to 8 % slower.
     """
     rng = np.random.default_rng(seed)
-    copy = jax.jit(lambda arrays: [jnp.copy(array) for array in arrays])
+    copying = [
+        jax.jit(lambda arrays: [jnp.copy(array) for array in arrays], out_shardings=one.formats[: len(one.params)])
+        for one in programs
+    ]
     copies: list[list[tuple[list[jax.Array], list[jax.Array]]]] = [[] for _ in programs]
     wanted = []
     for index, program in enumerate(programs):
@@ -134,7 +146,7 @@ def steps(programs: Sequence[Compiled], cold_bytes: int = 0, seed: int = 0) -> l
         # Odd, so that all of them are timed where every second run is.
         wanted += [index] * (min(-(-cold_bytes // size), _MOST_COPIES) | 1)
     for index in rng.permutation(wanted):
-        made = copy(programs[index].params), programs[index].empty_cache()
+        made = copying[index](programs[index].params), programs[index].empty_cache()
         copies[index].append(jax.block_until_ready(made))
     return [_step(program, own, rng) for program, own in zip(programs, copies, strict=True)]
 
@@ -185,9 +197,12 @@ class Bench:
             chunk = point.context if point.phase == "prefill" else 1
             steps = min(model.schedule.steps, point.context) if point.phase == "decode" else 1
             program = Program(model, point.phase, point.batch, point.context, chunk, steps)
-            params = [jax.device_put(packed[path]) for path in program.params]
-            decode = replace(program, phase="decode", chunk=1).compile(options) if point.phase == "prefill" else None
-            self.programs.append(Compiled(point, program, program.compile(options), params, decode))
+            step = replace(program, phase="decode", chunk=1)
+            decode = step.compile(options) if point.phase == "prefill" else None
+            executable = program.compile(options, () if decode is None else step.formats(decode))
+            formats = program.formats(executable)[: len(program.params)]
+            params = [jax.device_put(packed[path], one) for path, one in zip(program.params, formats, strict=True)]
+            self.programs.append(Compiled(point, program, executable, params, decode))
         self.uid = candidate.uid
         return self.programs
 

@@ -5,12 +5,14 @@ outputs are the logits (and the tokens of a decode program) and the cache. The c
 place. Being flat, a program needs no tree structure of this code to be loaded and run elsewhere.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Format, Layout
 
 from cosearch.architecture.decoder import Decoder, bind, params_spec
 from cosearch.architecture.shape import VOCABULARY
@@ -87,10 +89,17 @@ class Program:
         every = jnp.concatenate([logits[None], more]).swapaxes(0, 1)
         return every, jnp.concatenate([tokens[:, :1], chosen.T], axis=1), *jax.tree.leaves(cache)
 
-    def jitted(self) -> Any:
-        """The jitted program, with its cache donated."""
-        first = len(self.params)
-        return jax.jit(self.__call__, donate_argnums=tuple(range(first, first + len(self.cache))), keep_unused=True)
+    def jitted(self, formats: Sequence[Format | None] = ()) -> Any:
+        """The jitted program, with its cache donated. Where the compiler chooses how parameters and cache lie in
+        memory, they lie as `formats` say, if there are any: as it chose for another program that shares them."""
+        first, count = len(self.params), len(self.cache)
+        given: dict[str, Any] = {"donate_argnums": tuple(range(first, first + count)), "keep_unused": True}
+        if self.model.schedule.boundary == "compiler":
+            formats = formats or [Format(Layout.AUTO)] * (first + count)
+            results = ("logits",) if self.phase == "prefill" else ("logits", "tokens")
+            given["in_shardings"] = (*formats, *(None for _ in self.inputs))
+            given["out_shardings"] = (*(None for _ in results), *formats[first:])
+        return jax.jit(self.__call__, **given)
 
     def arguments(self) -> list[jax.ShapeDtypeStruct]:
         """The shapes of all inputs."""
@@ -100,13 +109,20 @@ class Program:
         """The C++ kernels that it calls (`cosearch.kernels.cpu.program.load`)."""
         return kernels_in(self.jitted().lower(*self.arguments()).as_text())
 
-    def compile(self, options: dict[str, Any]) -> jax.stages.Compiled:
-        """Compile for the default device.
+    def formats(self, compiled: jax.stages.Compiled) -> list[Format | None]:
+        """How its parameters, and then its cache, must lie in memory for what it was compiled to; None by default."""
+        count = len(self.params) + len(self.cache)
+        if self.model.schedule.boundary == "default":
+            return [None] * count
+        return list(compiled.input_formats[0][:count])
+
+    def compile(self, options: dict[str, Any], formats: Sequence[Format | None] = ()) -> jax.stages.Compiled:
+        """Compile for the default device; `formats` as in `jitted`.
 
         Raises:
             Rejected: the compiler refuses the program or an option.
         """
         try:
-            return self.jitted().lower(*self.arguments()).compile(compiler_options=options or None)
+            return self.jitted(formats).lower(*self.arguments()).compile(compiler_options=options or None)
         except jax.errors.JaxRuntimeError as error:
             raise Rejected(f"does not compile: {str(error).splitlines()[0][:500]}") from None

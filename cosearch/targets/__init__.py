@@ -49,7 +49,10 @@ def why_not_for(candidate: Candidate, platform: str) -> str | None:
                 return f"the kernel {name!r} is for {', '.join(sorted(kernel.platforms))}"
             if why := kernel.why_unavailable():
                 return f"the kernel {name!r} is not to be had: {why}"
-    return why_no_options(Schedule.of(candidate.schedule).options, platform)
+    schedule = Schedule.of(candidate.schedule)
+    if platform != "tpu" and (schedule.boundary, schedule.fuse_limit) != ("default", "none"):
+        return "schedule.boundary and schedule.fuse_limit mean something to the compiler for TPUs alone"
+    return why_no_options(schedule.options, platform)
 
 
 def why_no_options(names: Iterable[str], platform: str) -> str | None:

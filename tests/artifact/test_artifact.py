@@ -177,6 +177,10 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda m: m.update(prefill_chunk=0), "'prefill_chunk'"),
         (lambda m: m.pop("batch"), "'batch'"),
         (lambda m: m.pop("platform"), "'platform'"),
+        (lambda m: m["layouts"].pop(), "'layouts'"),
+        (lambda m: m["layouts"].__setitem__(0, [[5, 7], []]), "'layouts'"),
+        (lambda m: m["layouts"].__setitem__(0, "in order"), "'layouts'"),
+        (lambda m: m["layouts"].__setitem__(-1, 3), "'layouts'"),
     ],
 )
 def test_a_wrong_manifest_is_refused(

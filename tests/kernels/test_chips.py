@@ -1,5 +1,7 @@
 """The kernels compile for chips that are not there; `scripts/test_chips` installs what that takes."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,9 +9,15 @@ import jax.numpy as jnp
 import pytest
 
 from cosearch.architecture.cache import ORDERS
+from cosearch.architecture.decoder import Decoder
+from cosearch.architecture.shape import DecoderShape
+from cosearch.core.candidate import Choices
+from cosearch.core.workload import Phase
 from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS, CachedAttention, Product
 from cosearch.kernels.absent import CHIPS, compile_for, why_not
-from cosearch.precision import FORMATS
+from cosearch.precision import FORMATS, Precision
+from cosearch.schedule import Schedule
+from cosearch.schedule.program import Program
 
 pytestmark = pytest.mark.chips
 
@@ -63,6 +71,38 @@ def test_products_compile(chip: str, form: str) -> None:
         for layout in ("in_out", "out_in")
     ]
     assert any(done) or (chip, form) == ("h100", "int4_g32")
+
+
+def compiled_decoder(chip: str, phase: Phase = "decode", formats: Sequence[Any] = (), **schedule: Any) -> Any:
+    """A program of a small decoder, and what it was compiled to."""
+    shape = DecoderShape.of(Choices({"width": 256, "depth": 2, "attention": "mha", "ffn_ratio": 3}))
+    model = Decoder(shape, Precision(), Schedule("unroll", **schedule))
+    program = Program(model, phase, batch=8, capacity=1024, chunk=64)
+    return program, compile_for(chip, program.jitted(formats), *program.arguments())
+
+
+@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+def test_the_compiler_for_tpus_chooses_layouts_that_it_copies_less(chip: str) -> None:
+    """Weights and caches then lie so before, and a prefill takes them as they lie for the decode step."""
+
+    def copies(compiled: Any) -> int:
+        return len(re.findall(r"= \S+ (?:copy|transpose)\(", compiled.as_text()))
+
+    _, plain = compiled_decoder(chip)
+    program, chosen = compiled_decoder(chip, boundary="compiler")
+    formats = program.formats(chosen)
+    orders = [one.layout.major_to_minor for one in formats]
+    assert any(order != tuple(sorted(order)) for order in orders)
+    assert copies(chosen) < copies(plain)
+    prefill, compiled = compiled_decoder(chip, "prefill", formats, boundary="compiler")
+    assert [one.layout for one in prefill.formats(compiled)] == [one.layout for one in formats]
+
+
+@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+def test_the_compiler_for_tpus_keeps_to_the_limits_of_fusion(chip: str) -> None:
+    plain, limited = (compiled_decoder(chip, fuse_limit=limit)[1].as_text() for limit in ("none", "products"))
+    assert "FUSE_LIMIT" in limited and "FUSE_LIMIT" not in plain
+    assert limited.count(" fusion(") > plain.count(" fusion(")
 
 
 @pytest.mark.parametrize("form", ("bfloat16", "float8_e4m3", "int8"))

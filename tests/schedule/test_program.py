@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,24 @@ def test_a_program_is_flat_and_writes_its_cache_in_place(phase):
     assert not any(array.is_deleted() for array in params)
     expected = jax.jit(lambda p: bind(MODEL, p).score(jnp.asarray(tokens[:, None])))(weights)[:, 0]
     np.testing.assert_allclose(logits, expected, atol=1e-4 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_where_the_compiler_chooses_layouts_arrays_are_placed_as_it_says(phase):
+    """The compiler for CPUs chooses the default, so that results are the same to the bit."""
+    plain = Program(MODEL, phase, batch=2, capacity=12, chunk=4)
+    program = replace(
+        plain, model=Decoder(SHAPE, MODEL.precision, Schedule(boundary="compiler", fuse_limit="products"))
+    )
+    step = replace(program, phase="decode", chunk=1)
+    compiled = program.compile({}, step.formats(step.compile({})))
+    assert len(program.formats(compiled)) == len(program.params) + len(program.cache)
+    (params, cache), (_, own) = weights_and_cache(plain), weights_and_cache(plain)
+    placed = [jax.device_put(*one) for one in zip([*params, *cache], program.formats(compiled), strict=True)]
+    inputs = [jnp.zeros(spec.shape, spec.dtype) for spec in program.inputs[:-1]] + [jnp.int32(1)]
+    expected = plain.compile({})(*params, *own, *inputs)
+    for found, wanted in zip(compiled(*placed, *inputs), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_an_unknown_compiler_option_is_a_rejection():
