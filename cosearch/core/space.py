@@ -243,16 +243,20 @@ class Space:
         return {name: point[name] if point.get(name) in values else values[0] for name, values in self.knobs.items()}
 
     def neighbours(self, candidate: Candidate) -> list[Candidate]:
-        """Legal candidates that differ by one step of one knob; names step to every other name."""
+        """Legal candidates that differ by one step of one knob; names step to every other name. A knob that becomes
+        active by a step takes every value: what it has by default may be where nobody would stay."""
         base, found = self.nearest(candidate.point), {}
         for name, values in self.knobs.items():
             ordered = all(isinstance(value, int | float) for value in values)
             at = values.index(base[name])
             steps = values[max(0, at - 1) : at + 2] if ordered else values
             for value in steps:
-                near = self.candidate(base | {name: value})
-                if near is not None and near != candidate:
-                    found[near.uid] = near
+                stepped = base | {name: value}
+                new = [knob for knob in self.canonical(stepped) if knob not in candidate.point]
+                others = [stepped | {knob: other} for knob in new for other in self.knobs[knob]]
+                for near in map(self.candidate, [stepped, *others]):
+                    if near is not None and near != candidate:
+                        found[near.uid] = near
         return list(found.values())
 
     def broken_rule(self, point: Point) -> tuple[str, str] | None:

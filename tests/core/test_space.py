@@ -156,6 +156,20 @@ def test_names_step_to_every_other_name_and_numbers_to_the_next():
     }
 
 
+def test_a_knob_that_a_step_switches_on_takes_every_value():
+    """Its first value may make the step a bad one: a kernel that runs alone, where all of a layer would be one call."""
+    knobs = {"schedule.matmul": ("dot", "cpp"), "schedule.fusion": ("none", "layer", "step"), "schedule.steps": (1, 4)}
+    when = {"schedule.fusion": Expression("schedule.matmul == 'cpp'")}
+    space = Space("s", knobs, when=when)
+    start = Candidate.from_point({"schedule.matmul": "dot", "schedule.steps": 1})
+    assert [near.point for near in space.neighbours(start)] == [
+        {"schedule.matmul": "cpp", "schedule.fusion": "none", "schedule.steps": 1},
+        {"schedule.matmul": "cpp", "schedule.fusion": "layer", "schedule.steps": 1},
+        {"schedule.matmul": "cpp", "schedule.fusion": "step", "schedule.steps": 1},
+        {"schedule.matmul": "dot", "schedule.steps": 4},
+    ]
+
+
 def test_no_legal_point_counts_the_rules_that_refused():
     space = Space(
         "hopeless",
