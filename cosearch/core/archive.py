@@ -153,12 +153,16 @@ class Archive:
         return None
 
     def feasible(self) -> list[Trial]:
-        """The trials that have every objective and break no constraint; of confirmed ones only, where there are any."""
+        """The trials that have every objective and break no constraint."""
+        return self._feasible(list(self))
+
+    def settled(self) -> list[Trial]:
+        """The feasible trials whose figures count for the front: confirmed ones only, where there are any."""
         return self._feasible([trial for trial in self if trial.confirmed] or list(self))
 
     def unconfirmed(self) -> list[Trial]:
         """The trials that would be on the front if their figures were confirmed, by the first objective."""
-        return [trial for trial in self._front(self._feasible(list(self))) if not trial.confirmed]
+        return [trial for trial in self._front(self.feasible()) if not trial.confirmed]
 
     def _feasible(self, trials: list[Trial]) -> list[Trial]:
         reference = self.reference
@@ -176,8 +180,8 @@ class Archive:
         return np.array(rows, dtype=float).reshape(len(trials), len(self.problem.objectives))
 
     def front(self) -> list[Trial]:
-        """The feasible trials that no other dominates, by the first objective."""
-        return self._front(self.feasible())
+        """The settled trials that no other dominates, by the first objective."""
+        return self._front(self.settled())
 
     def _front(self, trials: list[Trial]) -> list[Trial]:
         return [trials[index] for index in pareto.front(self.losses(trials))]

@@ -67,12 +67,12 @@ def hypervolume(archive: Archive) -> go.Figure:
 
 def hypervolumes(archive: Archive) -> list[float]:
     """The hypervolume after each trial, as the front stood then."""
-    feasible = {trial.uid for trial in archive.feasible()}
+    settled = {trial.uid for trial in archive.settled()}
     kept = archive.losses([])
     volumes: list[float] = []
     for trial in archive:
         volume = volumes[-1] if volumes else 0.0
-        if trial.uid in feasible:
+        if trial.uid in settled:
             losses = np.vstack([kept, archive.losses([trial])])
             kept = losses[pareto.front(losses)]
             volume = pareto.hypervolume(kept)

@@ -151,6 +151,8 @@ def test_once_some_are_confirmed_the_front_is_of_those(archive: Archive):
     assert [one.uid for one in archive.front()] == [trial(2).uid]
     assert [one.uid for one in archive.unconfirmed()] == [trial(1).uid, REFERENCE.uid]
     archive.confirm(confirmed(trial(1), 0.97))
+    assert [one.uid for one in archive.settled()] == [trial(1).uid, trial(2).uid]
+    assert len(archive.feasible()) == len(archive), "what was not confirmed breaks no constraint for that"
     assert [one.uid for one in archive.unconfirmed()] == [trial(3).uid, REFERENCE.uid], "that was behind a lucky one"
 
 
