@@ -98,7 +98,7 @@ def confirm(
     while waiting := archive.unconfirmed():
         if not archive[archive.reference_uid].confirmed:
             waiting.insert(0, archive[archive.reference_uid])
-        elif time.monotonic() >= until and sum(trial.confirmed for trial in archive) > 1:
+        elif time.monotonic() >= until and any(one.uid != archive.reference_uid for one in archive.settled()):
             return
         uid, start, metrics, failure = waiting[0].uid, time.monotonic(), {}, None
         for tracker in trackers:

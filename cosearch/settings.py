@@ -18,7 +18,7 @@ from cosearch.report import TRACKERS, Budget
 from cosearch.stages import Limits
 from cosearch.targets import TARGETS
 
-VERSION = 2
+VERSION = 3
 """Of `config.yaml` and the run folder; a run folder of another version is refused."""
 
 _KINDS: Mapping[str, type[list] | type[dict]] = {

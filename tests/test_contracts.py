@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from cosearch import testing
@@ -41,18 +42,25 @@ def test_format(name: str):
     testing.check_format(name)
 
 
-def here(kernels: Any) -> list[Any]:
-    """The kernels, of which those that need what is not everywhere are deselected by name."""
-    marks = {"cpp": [pytest.mark.compiler], "dot_product_attention": []}
-    return [pytest.param(name, marks=marks.get(name, [pytest.mark.chips])) for name in kernels.names()]
+def kernels_of(registry: Any) -> list[Any]:
+    """The kernels, of which those for other devices, and those that cannot be had, are deselected by name."""
+
+    def mark(name: str) -> Any:
+        if name == "cpp":
+            return pytest.mark.compiler
+        kernel = registry[name]
+        there = jax.devices()[0].platform in kernel.platforms and kernel.why_unavailable() is None
+        return () if there else pytest.mark.absent
+
+    return [pytest.param(name, marks=mark(name)) for name in registry.names()]
 
 
-@pytest.mark.parametrize("name", here(MATMUL_KERNELS))
+@pytest.mark.parametrize("name", kernels_of(MATMUL_KERNELS))
 def test_matmul_kernel(name: str):
     testing.check_matmul_kernel(name)
 
 
-@pytest.mark.parametrize("name", here(ATTENTION_KERNELS))
+@pytest.mark.parametrize("name", kernels_of(ATTENTION_KERNELS))
 def test_attention_kernel(name: str):
     testing.check_attention_kernel(name)
 

@@ -22,13 +22,15 @@ _MOST_COPIES = 64
 _FIRST, _MOST = 4, 10
 """Tiles that are tried before the model is asked, and in all."""
 _ROUNDS = 21
+_LEAST_S = 1.0
+"""For a product: in less nothing is learnt of it."""
 _SURE = 5
 """Rounds of a first, short look; what looks worse by a tenth there is not timed further."""
 
 
 def tune(product: Product, seconds: float = 3.0) -> Tiles:
     """The best tiles found for a product in about so many seconds after the shipped ones were compiled. They are kept
-    for all that runs later here, if there was time to try any.
+    for all that runs later here, if there was time to try some.
 
     Raises:
         Rejected: the product's kernel cannot be compiled.
@@ -53,20 +55,20 @@ def tune(product: Product, seconds: float = 3.0) -> Tiles:
         tried[tiles] = ratio
     # The winner of many looks better than it is: only what was surely faster takes the place of what is shipped.
     best = min((tiles for tiles in tried if sure.get(tiles)), key=lambda tiles: tried[tiles], default=start)
-    if len(tried) > 1:
+    if not left or len(tried) > min(_FIRST, _MOST):
         keep(product, best)
     return best
 
 
 def tune_all(products: list[Product], seconds: float) -> None:
     """Tune those of the products that are worth it and were not tuned yet, in about so many seconds, of which each
-    has its share."""
+    has its share; where that would be too little, the last are left for another time."""
     until = time.monotonic() + seconds
     new = [one for one in dict.fromkeys(products) if _stored_bytes(one) >= LEAST_BYTES and not is_tuned(one)]
     for index, product in enumerate(new):
         left = until - time.monotonic()
         if left > 0:
-            tune(product, left / (len(new) - index))
+            tune(product, max(left / (len(new) - index), _LEAST_S))
 
 
 def _next(left: list[Tiles], tried: dict[Tiles, float], rng: np.random.Generator) -> int:

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from jax import export
+from jax.experimental.layout import Layout
 from safetensors.numpy import load_file
 from safetensors.numpy import save as safetensors_of
 
@@ -24,7 +25,7 @@ from cosearch.__main__ import main
 from cosearch.architecture.decoder import Decoder, bind
 from cosearch.artifact import DTYPES, save
 from cosearch.artifact.generate import generate
-from cosearch.artifact.load import _read_weights, load, read_manifest
+from cosearch.artifact.load import _placed, _read_weights, load, read_manifest
 from cosearch.core.candidate import Candidate, Value
 from cosearch.core.errors import Rejected, UserError
 from cosearch.core.workload import OperatingPoint, Workload
@@ -407,6 +408,28 @@ def test_an_artifact_with_kernels_lists_them_and_has_a_portable_form_without(fus
         assert TARGET not in program.mlir_module()
     here = Program(axes.decoder(FUSED), "decode", 1, 32)
     assert set(CALLED.findall(here.jitted().lower(*here.arguments()).as_text())) == {TARGET}, "which would be found"
+
+
+def test_an_artifact_says_how_its_arrays_lie_where_the_compiler_chose_it(tmp_path: Path):
+    own = Candidate.from_point({**CANDIDATE.point, "schedule.boundary": "compiler"})
+    weights = Served(sharp_weights(axes.dense_shape(own), 0), {})
+    for name, one in (("default", CANDIDATE), ("chosen", own)):
+        save.save_artifact(one, WORKLOAD, weights, {}, tmp_path / name)
+    default, chosen = (load(tmp_path / name) for name in ("default", "chosen"))
+    assert set(default.manifest["layouts"]) == {None}
+    arrays = [*chosen.params, *chosen.empty_cache()]
+    assert [order for order, _ in chosen.manifest["layouts"]] == [list(range(one.ndim)) for one in arrays]
+    assert chosen.recompiled is None
+    assert generate(chosen, PROMPT, TOKENS).text == generate(default, PROMPT, TOKENS).text
+
+
+def test_arrays_are_placed_as_the_manifest_says(tmp_path: Path):
+    arrays = [np.arange(6.0).reshape(2, 3), np.ones(4)]
+    placed: list[Any] = list(_placed(tmp_path, arrays, [[[1, 0], []], None]))
+    turned, plain = placed
+    assert isinstance(turned.format.layout, Layout) and turned.format.layout.major_to_minor == (1, 0)
+    np.testing.assert_array_equal(turned, arrays[0])
+    np.testing.assert_array_equal(plain, arrays[1])
 
 
 @pytest.mark.compiler

@@ -78,10 +78,14 @@ def test_a_file_that_is_broken_is_measured_again(kept: Path, monkeypatch: pytest
     assert len(machine.timed) == 2 * count and is_tuned(PRODUCT)
 
 
-def test_what_nothing_was_tried_for_is_not_tuned(monkeypatch: pytest.MonkeyPatch):
+def test_what_too_little_was_tried_for_is_not_tuned(monkeypatch: pytest.MonkeyPatch):
     machine = Machine(monkeypatch, lambda one: 1.0)
     assert tune.tune(PRODUCT, 0) == shipped(PRODUCT)
     assert machine.timed == [] and not is_tuned(PRODUCT)
+    now = [0.0]
+    monkeypatch.setattr(tune.time, "monotonic", lambda: now.__setitem__(0, now[0] + 1) or now[0])
+    tune.tune(PRODUCT, 2.5)
+    assert 0 < len(set(machine.timed)) < tune._FIRST and not is_tuned(PRODUCT)
 
 
 def test_each_product_has_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch):
@@ -90,6 +94,9 @@ def test_each_product_has_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(tune, "tune", lambda product, seconds: shares.append(seconds))
     tune.tune_all([PRODUCT, *others, PRODUCT], 60)
     assert [round(share) for share in shares] == [20, 30, 60], "these took none of it"
+    shares.clear()
+    tune.tune_all([PRODUCT, *others], 0.9)
+    assert shares == [1.0] * 3, "no less, for in less nothing is learnt"
 
 
 def test_small_products_and_ones_without_time_are_left_alone(kept: Path, monkeypatch: pytest.MonkeyPatch):

@@ -4,6 +4,7 @@ A kernel is one of the files in `native/` with macros; its library is named by t
 sources, the macros, the compiler and the processor's instructions), so nothing stale is ever loaded.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -24,7 +25,7 @@ from cosearch.paths import cache_dir
 
 _SOURCES = Path(__file__).parent / "native"
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
-_LIMIT_S = 120.0
+_LIMIT_S, _VERSION_S = 120.0, 10.0
 _DRAFT = "draft-"
 
 INSTRUCTIONS: Mapping[str, tuple[str, ...]] = {
@@ -39,7 +40,11 @@ INSTRUCTIONS: Mapping[str, tuple[str, ...]] = {
 @functools.cache
 def compiler() -> tuple[str, ...]:
     """The command of a C++ compiler; nothing where there is none. The environment variable CXX has another."""
-    for command in (shlex.split(os.environ["CXX"]),) if "CXX" in os.environ else (["g++"], ["clang++"]):
+    try:
+        commands = [shlex.split(os.environ["CXX"])] if "CXX" in os.environ else [["g++"], ["clang++"]]
+    except ValueError:  # a quotation that does not end
+        return ()
+    for command in commands:
         if command and (path := shutil.which(command[0])):
             return (path, *command[1:])
     return ()
@@ -115,8 +120,9 @@ def _load(source: str, macros: tuple[tuple[str, str | int], ...], isa: tuple[str
 def _remove_left_overs(folder: Path) -> None:
     """The folders of compilations that were killed."""
     for draft in folder.glob(f"{_DRAFT}*"):
-        if draft.stat().st_mtime < time.time() - 10 * _LIMIT_S:
-            shutil.rmtree(draft, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has just made its library of it
+            if draft.stat().st_mtime < time.time() - 10 * _LIMIT_S:
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 def _compile(arguments: list[str]) -> None:
@@ -146,12 +152,15 @@ def state() -> str:
 
 @functools.cache
 def version() -> str:
-    """The compiler's name and version; nothing where there is none."""
+    """The compiler's name and version; nothing where there is none, or none that says so."""
     if not compiler():
         return ""
-    return subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=False).stdout.partition(
-        "\n"
-    )[0]
+    command = [*compiler(), "--version"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=_VERSION_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return told.stdout.partition("\n")[0]
 
 
 def threads() -> int:

@@ -44,9 +44,11 @@ struct Matrix {
 
 // Tiles: ROWS rows of the matrix by T tokens, [T, ROWS] in `out`. -----------------------------------------------------
 
-// Memory is read fastest as one stream, with the lines that are `ahead` of it asked for before the processor would.
+// Memory is read fastest as one stream. What lies `ahead` of it is asked for where the processor would ask too late: where
+// much is computed between two lines; elsewhere asking only takes its turns, and `ahead` is 0.
 template <int BYTES>
 inline void prefetch(const char* at, int64_t ahead) {
+  if (ahead == 0) return;
   for (int line = 0; line < BYTES; line += 64) _mm_prefetch(at + ahead + line, _MM_HINT_T0);
 }
 
