@@ -1,6 +1,6 @@
 """Every variant, format and pattern on one small model: what each costs and what it gives.
 
-    python experiments/axes/run.py            # about 40 minutes on 2 cores; what is done is kept, so it can be stopped
+    python experiments/axes/run.py            # about 25 minutes on 2 cores; what is done is kept, so it can be stopped
     python experiments/axes/run.py --report   # write table.md from results.jsonl
 
 Each row changes one thing of the default space's reference model (3 layers of width 128). Trainings, evaluations and
