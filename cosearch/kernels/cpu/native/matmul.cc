@@ -48,7 +48,6 @@ struct Matrix {
 // much is computed between two lines; elsewhere asking only takes its turns, and `ahead` is 0.
 template <int BYTES>
 inline void prefetch(const char* at, int64_t ahead) {
-  if (ahead == 0) return;
   for (int line = 0; line < BYTES; line += 64) _mm_prefetch(at + ahead + line, _MM_HINT_T0);
 }
 

@@ -93,8 +93,8 @@ using Clock = std::chrono::steady_clock;
 
 // Threads that have helped stay for a moment, for the next run is likely to follow. A thread that sleeps is often woken
 // up on the caller's own core, where it waits until the system moves it, which took longer than whole runs. While they
-// stay they give way to whatever else wants their core, but are missing from XLA's pool: hence not for long, not without
-// an end, and never all of them. Of runs at the same time the newest has them; the others' callers do all themselves.
+// stay they give way to whatever else wants their core, but are missing from XLA's pool: hence not for long, and not
+// without an end. One more of them than a run has seats for may be there: it takes the place of one that is late.
 constexpr std::chrono::microseconds STAY(200);
 constexpr std::chrono::milliseconds MOST_STAY(100);
 
@@ -102,7 +102,7 @@ struct Crew {
   std::mutex lock;
   std::shared_ptr<Run> newest;
   std::atomic<uint64_t> runs{0};
-  int64_t members = 0;  // threads that help, wait to, or were asked to
+  std::atomic<int64_t> waiting{0};
 };
 
 Crew& crew() {
@@ -118,12 +118,11 @@ void help(std::shared_ptr<Run> run, uint64_t number) {
       run->work();
       until = std::min(last, Clock::now() + STAY);
     }
+    all.waiting.fetch_add(1);
     while (all.runs.load(std::memory_order_acquire) == number && Clock::now() < until) sched_yield();
+    all.waiting.fetch_sub(1);
     std::lock_guard<std::mutex> hold(all.lock);
-    if (all.runs.load() == number || Clock::now() >= last) {
-      --all.members;
-      return;
-    }
+    if (all.runs.load() == number || Clock::now() >= last) return;
     number = all.runs.load();
     run = all.newest;
   }
@@ -172,15 +171,12 @@ ffi::Error Execute(ffi::ThreadPool pool, ffi::Span<const int64_t> program, std::
   run->seats = helpers;
   Crew& all = crew();
   uint64_t number;
-  int64_t missing;
   {
     std::lock_guard<std::mutex> hold(all.lock);
     all.newest = run;
     number = all.runs.fetch_add(1) + 1;
-    missing = std::max<int64_t>(0, helpers - all.members);
-    all.members += missing;
   }
-  for (int64_t i = 0; i < missing; ++i) pool.Schedule([=] { help(run, number); });
+  for (int64_t i = all.waiting.load(); i < helpers; ++i) pool.Schedule([=] { help(run, number); });
   run->work();
   return ffi::Error::Success();
 }
