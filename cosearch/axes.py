@@ -14,9 +14,9 @@ from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Candidate, Choices, Point, Value
 from cosearch.core.errors import Rejected, UserError
 from cosearch.core.registry import did_you_mean
-from cosearch.core.space import Knob, Rule, Space
+from cosearch.core.space import Knob, Rule, Space, WhyNoValue
 from cosearch.core.workload import Workload
-from cosearch.export import STACKS
+from cosearch.export import STACKS, ServingStack
 from cosearch.kernels import Product
 from cosearch.paths import SEARCH_SPACES
 from cosearch.precision import Precision
@@ -143,13 +143,22 @@ def load_space(
         known = tuple(sorted(file.stem for file in SEARCH_SPACES.glob("*.yaml")))
         raise UserError(f"space={name}: no such search space{did_you_mean(name, known)}, or the path of a YAML file")
     rules = list(RULES)
+    only: dict[str, WhyNoValue] = {}
     if target is not None:
+        only[f"target={target}"] = TARGETS[target].why_no_value
         rules.append(_rule(f"{target} runs it", TARGETS[target].why_not))
-    only: dict[str, Mapping[str, frozenset[Value]]] = {}
     if deploy is not None:
-        only[f"deploy={deploy}"] = STACKS[deploy].loads
+        only[f"deploy={deploy}"] = functools.partial(_why_not_loaded, STACKS[deploy])
         rules.append(_rule(f"{deploy} loads it", STACKS[deploy].why_not))
     return Space.from_yaml(path, declared_knobs(), rules, overrides, only)
+
+
+def _why_not_loaded(stack: ServingStack, knob: str, value: Value) -> str | None:
+    """Why a serving stack loads nothing with this value of a knob, or with one that stands in this list."""
+    allowed = stack.loads.get(knob)
+    if allowed is None or allowed.issuperset(value if isinstance(value, tuple) else (value,)):
+        return None
+    return f"Allowed: {', '.join(sorted(map(str, allowed)))}"
 
 
 def _rule(name: str, why_not: Callable[[Candidate], str | None]) -> Rule:

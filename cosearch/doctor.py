@@ -17,6 +17,8 @@ from cosearch.kernels.cpu import build
 from cosearch.measure.fingerprint import fingerprint, processor
 from cosearch.measure.process import Worker
 from cosearch.paths import CONF, SEARCH_SPACES, cache_dir
+from cosearch.targets import TARGETS
+from cosearch.targets.accelerator import Accelerator
 
 _ENOUGH_BYTES = 3_000_000_000
 
@@ -79,6 +81,14 @@ def _accelerator() -> Finding:
     return True if plugins else None, ", ".join(plugins) or "none", advice
 
 
+def _absent() -> Finding:
+    chips = {name: chip for name in TARGETS if isinstance(chip := TARGETS[name], Accelerator)}
+    why = {name: chip.why_unavailable() for name, chip in chips.items()}
+    missing = dict.fromkeys(reason for reason in why.values() if reason)
+    able = ", ".join(name for name, reason in why.items() if reason is None)
+    return None if missing else True, f"for {able}" if able else "none", f"missing: {'; '.join(missing)}"
+
+
 def _compiler() -> Finding:
     why = build.why_unavailable()
     return (
@@ -124,6 +134,7 @@ _CHECKS: dict[str, Callable[[], Finding]] = {
     "processor": _processor,
     "JAX device": _worker,
     "accelerators": _accelerator,
+    "compiling for absent chips": _absent,
     "C++ compiler": _compiler,
     "disk": _disk,
     "configuration": _data_files,

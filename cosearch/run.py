@@ -19,7 +19,8 @@ from cosearch.core.files import write_json, write_text
 from cosearch.core.metric import Metrics
 from cosearch.core.problem import Problem
 from cosearch.core.space import Space, read_yaml
-from cosearch.core.trial import Proposer, Trial
+from cosearch.core.target import Target
+from cosearch.core.trial import Proposer, Stage, Trial
 from cosearch.measure import timing
 from cosearch.measure.process import Worker, WorkerFailed
 from cosearch.paths import cache_dir
@@ -33,9 +34,11 @@ from cosearch.stages import (
     Compile,
     Limits,
     Measure,
+    Predict,
     Quality,
     Static,
     Verify,
+    VerifyPortable,
     check_options,
     compare_with_plain,
     latency_key,
@@ -43,6 +46,7 @@ from cosearch.stages import (
     workload_latency,
 )
 from cosearch.targets import TARGETS
+from cosearch.targets.workplace import Workplace
 
 CONFIG, ARCHIVE, COMPARISON, ARTIFACTS = "config.yaml", "trials.db", "comparison.json", "artifacts"
 NO_COMPARISON = "comparison.failed"
@@ -60,38 +64,44 @@ def start(config: Mapping[str, Any]) -> Run:
         UserError: the settings are wrong; then no folder is made.
     """
     settings = Settings.from_config(config)
-    space = settings.load_space()
-    with Worker() as worker:
-        problem = _problem(settings, worker)
-        _check_compiler_options(space, worker, problem.target.platform, settings)
+    space, place = settings.load_space(), Workplace.of(settings.target)
+    with place.worker() as worker:
+        problem = _problem(settings, place, worker)
+        _check_compiler_options(space, worker, problem.target, settings)
         digest = corpus.load(settings.corpus).digest
         proposer = _proposer(settings, space, problem)
         folder = _new_folder(Path(config["output"]), settings.experiment)
-        saved = {"version": VERSION, **config}
+        saved = {"version": VERSION, **config, "attached": place.attached}
         write_text(folder / CONFIG, yaml.safe_dump(saved, sort_keys=False))
-        return _continue(folder, settings, space, problem, proposer, worker, digest)
+        return _continue(folder, settings, space, problem, proposer, place, worker, digest)
 
 
 def resume(folder: Path) -> Run:
     """Continue a run after any stop.
 
     Raises:
-        UserError: this is no run folder, it is of another version, or another process works on it.
+        UserError: this is no run folder, it is of another version, another process works on it, or it was started where
+            its target was attached and is not here, or the other way round.
     """
     settings = read_settings(folder)
-    space = settings.load_space()
-    with Worker() as worker:
+    space, place = settings.load_space(), Workplace.of(settings.target)
+    if place.attached != (settings.attached is not False):
+        figures, here = ("predicted", "is") if place.attached else ("measured", "is not")
+        raise UserError(f"run={folder}: its figures are {figures}; here {settings.target} {here} attached")
+    with place.worker() as worker:
         digest = corpus.load(settings.corpus).digest
-        problem = _problem(settings, worker)
-        return _continue(folder, settings, space, problem, _proposer(settings, space, problem), worker, digest)
+        problem = _problem(settings, place, worker)
+        return _continue(folder, settings, space, problem, _proposer(settings, space, problem), place, worker, digest)
 
 
 def report(folder: Path) -> Run:
     """Write `pareto.json` and what the trackers write, from the archive as it is."""
     settings = read_settings(folder)
     space = settings.load_space()
-    with Worker() as worker, _locked(folder):
-        run = Run(folder, settings.experiment, _problem(settings, worker), space, settings.budget)
+    # Nothing is run: what counts is where the figures are from.
+    place = Workplace(settings.target, settings.attached is not False, TARGETS[settings.target].environment)
+    with place.worker() as worker, _locked(folder):
+        run = Run(folder, settings.experiment, _problem(settings, place, worker), space, settings.budget)
         archive = Archive(folder / ARCHIVE, run.problem, space.reference.uid)
         _tell_outcome(run, archive, [TRACKERS[name](run) for name in settings.trackers])
     return run
@@ -120,6 +130,7 @@ def _continue(
     space: Space,
     problem: Problem,
     proposer: Proposer,
+    place: Workplace,
     worker: Worker,
     digest: str,
 ) -> Run:
@@ -143,9 +154,7 @@ def _continue(
             problem,
             (
                 Static(),
-                Compile(worker, limits.compile_s),
-                Verify(worker, limits.verify_s),
-                Measure(worker, limits.measure_s, settings.measure_seconds),
+                *_run_stages(worker, place, settings),
                 Quality(worker, limits.quality_s, settings.quality, settings.corpus, cache_dir(), progress),
             ),
             lambda candidate: latency_key(candidate, problem),
@@ -153,14 +162,15 @@ def _continue(
             proposer.predict if isinstance(proposer, SurrogateProposer) else lambda candidate: {},
         )
         search(space.reference, scoring, proposer, archive, settings.budget, trackers)
-        seconds = max(_CONFIRMING * settings.budget.seconds, _LEAST_CONFIRMING_S)
-        confirm(_measure_again(problem, settings), archive, seconds, trackers)
+        if place.attached:
+            seconds = max(_CONFIRMING * settings.budget.seconds, _LEAST_CONFIRMING_S)
+            confirm(_measure_again(problem, place, settings), archive, seconds, trackers)
         front = archive.front()
         for index, trial in enumerate(front):
             for tracker in trackers:
                 tracker.progress("artifacts", f"{trial.uid}, {index + 1} of {len(front)}", index / len(front))
             _write_artifact(run, settings, trial, worker)
-        if front and not (folder / COMPARISON).is_file():
+        if front and place.attached and not (folder / COMPARISON).is_file():
             for tracker in trackers:
                 tracker.progress("comparison", "side by side with the plain way", 0.0)
             _compare(run, archive, worker, limits)
@@ -171,9 +181,20 @@ def _continue(
     return run
 
 
-def _measure_again(problem: Problem, settings: Settings) -> Callable[[Candidate], Metrics]:
+def _run_stages(worker: Worker, place: Workplace, settings: Settings, purpose: str = "search") -> tuple[Stage, ...]:
+    """The stages that say how a candidate runs on its chip, or would."""
     limits = settings.limits
+    compiled = Compile(worker, limits.compile_s, purpose)
+    if not place.attached:
+        return compiled, VerifyPortable(worker, limits.verify_s), Predict(worker, limits.measure_s)
+    return (
+        compiled,
+        Verify(worker, limits.verify_s),
+        Measure(worker, limits.measure_s, settings.measure_seconds),
+    )
 
+
+def _measure_again(problem: Problem, place: Workplace, settings: Settings) -> Callable[[Candidate], Metrics]:
     def measure(candidate: Candidate) -> Metrics:
         try:
             return once(candidate)
@@ -181,22 +202,18 @@ def _measure_again(problem: Problem, settings: Settings) -> Callable[[Candidate]
             return once(candidate)
 
     def once(candidate: Candidate) -> Metrics:
-        with Worker() as fresh:
-            stages = (
-                Compile(fresh, limits.compile_s, "confirm"),
-                Verify(fresh, limits.verify_s),
-                Measure(fresh, limits.measure_s, settings.measure_seconds),
-            )
+        with place.worker() as fresh:
+            stages = _run_stages(fresh, place, settings, "confirm")
             return {name: metric for stage in stages for name, metric in stage(candidate, problem).items()}
 
     return measure
 
 
-def _problem(settings: Settings, worker: Worker) -> Problem:
+def _problem(settings: Settings, place: Workplace, worker: Worker) -> Problem:
     def measure_peaks() -> dict[str, Any]:
         return worker.call("peaks", {}, settings.limits.measure_s)
 
-    target = TARGETS[settings.target].target(cache_dir(), measure_peaks)
+    target = place.target(cache_dir(), measure_peaks)
     return Problem(target, settings.workload, settings.objectives, settings.constraints)
 
 
@@ -204,8 +221,8 @@ def _proposer(settings: Settings, space: Space, problem: Problem) -> Proposer:
     return PROPOSERS[settings.proposer](Setting(space, problem, settings.seed, settings.proposer_options))
 
 
-def _check_compiler_options(space: Space, worker: Worker, platform: str, settings: Settings) -> None:
-    for options, why in check_options(worker, space, platform, settings.limits).items():
+def _check_compiler_options(space: Space, worker: Worker, target: Target, settings: Settings) -> None:
+    for options, why in check_options(worker, space, target, settings.limits).items():
         raise UserError(f"space {space.name}: knobs.schedule.compiler_options: {list(options)} is refused: {why}")
 
 
@@ -257,6 +274,7 @@ def _write_artifact(run: Run, settings: Settings, trial: Trial, worker: Worker) 
             "metrics": {name: metric.to_json() for name, metric in trial.metrics.items()},
         },
         "folder": str(folder),
+        "absent": None if run.problem.target.attached else settings.target,
     }
     try:
         worker.call("artifact", arguments, settings.limits.artifact_s + settings.limits.quality_s)
@@ -291,12 +309,11 @@ def _tell_outcome(run: Run, archive: Archive, trackers: list[Tracker]) -> None:
         data = json.loads(path.read_text())
         listed = {key: tuple(data[key]) for key in ("interval", "samples_s", "plain_samples_s")}
         comparison = Comparison(**{**data, **listed})
-    failed = run.folder / NO_COMPARISON
-    outcome = Outcome(
-        {uid: folder for uid, folder in folders.items() if folder.is_dir()},
-        comparison,
-        failed.read_text().strip() if failed.is_file() else "",
-    )
+    failed, target = run.folder / NO_COMPARISON, run.problem.target
+    why = failed.read_text().strip() if failed.is_file() else ""
+    if not target.attached:
+        why = f"{target.name} is not attached: nothing was run on it, and its figures are predicted, not confirmed"
+    outcome = Outcome({uid: folder for uid, folder in folders.items() if folder.is_dir()}, comparison, why)
     pareto.write(run, archive, outcome)
     for tracker in trackers:
         tracker.finish(archive, outcome)

@@ -55,6 +55,8 @@ class Settings:
     measure_seconds: float
     trackers: tuple[str, ...]
     limits: Limits = field(default_factory=Limits)
+    attached: bool | None = None
+    """Whether the target was attached where the run was started; None before that is known."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str = "config") -> "Settings":
@@ -67,7 +69,7 @@ class Settings:
         for key in config:
             if key not in known:
                 raise UserError(f"{where}: unknown key {key!r}{did_you_mean(str(key), tuple(sorted(known)))}")
-        for key in sorted(known - {"version", "limits"}):
+        for key in sorted(known - {"version", "limits", "attached"}):
             if key not in config:
                 raise UserError(f"{where}: {key!r} is missing; for example: experiment=llm_decode")
         for key, kind in _KINDS.items():
@@ -99,7 +101,10 @@ class Settings:
             measure_seconds=float(config["measure_seconds"]),
             trackers=tuple(_name(name, TRACKERS, "trackers") for name in config["trackers"] or ()),
             limits=Limits(**limits),
+            attached=config.get("attached"),
         )
+        if settings.attached not in (True, False, None):
+            raise UserError(f"{where}: attached: {settings.attached!r} is not true or false")
         return settings
 
     def load_space(self) -> Space:

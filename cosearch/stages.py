@@ -1,4 +1,5 @@
-"""The stages that score a candidate, cheap ones first: static, compile, verify, measure, quality.
+"""The stages that score a candidate, cheap ones first: static, compile, verify, measure, quality. For a chip that is
+not here, predicting takes the place of measuring.
 
 Each asks the worker process for the work and turns its reply into metrics; limits in seconds are the parent's.
 """
@@ -16,13 +17,14 @@ from cosearch.core.candidate import Candidate, content_hash
 from cosearch.core.errors import Rejected
 from cosearch.core.metric import Metric, Metrics, measured
 from cosearch.core.problem import Problem
-from cosearch.latency import roofline
+from cosearch.core.target import Target
+from cosearch.latency import absent, roofline
 from cosearch.latency.features import work
+from cosearch.latency.hlo import HloFeatures
 from cosearch.measure import timing
 from cosearch.measure.process import Progress, Worker
 from cosearch.quality import Recipe
 from cosearch.schedule import Schedule
-from cosearch.targets import why_no_options
 
 _BELOW_FLOOR = 0.5
 """A median below this part of the roofline's floor cannot be: the peaks are measured too, and may be a little low."""
@@ -70,12 +72,13 @@ class Compile:
     provides = frozenset({"compile_s", "weight_bytes", "cache_bytes", "memory_bytes", "copied_bytes"})
 
     def __call__(self, candidate: Candidate, problem: Problem) -> Metrics:
-        arguments = {
-            "point": candidate.point,
-            "workload": problem.workload.to_json(),
-            "seed": int(content_hash([candidate.uid, self.purpose]), 16),
-        }
-        reply = self.worker.call("compile", arguments, self.limit_s)
+        if problem.target.attached:
+            arguments = {"seed": seed_of(candidate, self.purpose)}
+        else:
+            arguments = {"absent": problem.target.name}
+        task = "compile" if problem.target.attached else "compile_for_absent"
+        arguments |= {"point": candidate.point, "workload": problem.workload.to_json()}
+        reply = self.worker.call(task, arguments, self.limit_s)
         return {name: measured(name, reply[name]) for name in sorted(self.provides)}
 
 
@@ -92,6 +95,43 @@ class Verify:
     def __call__(self, candidate: Candidate, problem: Problem) -> Metrics:
         reply = self.worker.call("verify", {"point": candidate.point}, self.limit_s)
         return {"numerical_error": measured("numerical_error", reply["numerical_error"])}
+
+
+@dataclass(frozen=True)
+class VerifyPortable:
+    """Compares the same mathematics, as XLA alone runs it on this machine, with float64: what was compiled for a chip
+    that is not here cannot be run."""
+
+    worker: Worker
+    limit_s: float
+    name = "verify"
+    depends_on = "latency_key"
+    provides = frozenset({"portable_error"})
+
+    def __call__(self, candidate: Candidate, problem: Problem) -> Metrics:
+        arguments = {
+            "point": candidate.point,
+            "workload": problem.workload.to_json(),
+            "seed": seed_of(candidate, "search"),
+        }
+        reply = self.worker.call("verify_portable", arguments, self.limit_s)
+        return {"portable_error": measured("portable_error", reply["portable_error"])}
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Predicts what was compiled for a chip that is not here (`latency/absent.py`)."""
+
+    worker: Worker
+    limit_s: float
+    name = "predict"
+    depends_on = "latency_key"
+    provides = frozenset({"latency_s"})
+
+    def __call__(self, candidate: Candidate, problem: Problem) -> Metrics:
+        reply = self.worker.call("features", {"point": candidate.point}, self.limit_s)
+        features = [HloFeatures.from_json(one) for one in reply["features"]]
+        return {"latency_s": absent.estimate(candidate, problem, features)}
 
 
 @dataclass(frozen=True)
@@ -151,6 +191,11 @@ def cold_bytes(problem: Problem) -> int:
     return 2 * problem.target.cache_bytes
 
 
+def seed_of(candidate: Candidate, purpose: str) -> int:
+    """What draws the weights and tokens that a candidate is run with."""
+    return int(content_hash([candidate.uid, purpose]), 16)
+
+
 def latency_key(candidate: Candidate, problem: Problem) -> str:
     """What latency depends on: all four axes, the target and the workload, not the weights' values."""
     return content_hash([candidate.point, problem.target.to_json(), problem.workload.to_json()])
@@ -176,10 +221,11 @@ def workload_latency(by_point: list[list[float]], problem: Problem) -> Metric:
     return measured("latency_s", float(scales @ medians), interval=interval, samples=tuple(itertools.chain(*by_point)))
 
 
-def check_options(worker: Worker, space: Any, platform: str, limits: Limits) -> Mapping[tuple[str, ...], str]:
-    """The sets of compiler options of a space, for this kind of device, that the installed XLA refuses, and why."""
-    sets = [one for one in space.knobs.get("schedule.compiler_options", ()) if why_no_options(one, platform) is None]
-    reply = worker.call("options", {"option_sets": [list(options) for options in sets]}, limits.compile_s)
+def check_options(worker: Worker, space: Any, target: Target, limits: Limits) -> Mapping[tuple[str, ...], str]:
+    """The sets of compiler options of a space for this target that the installed XLA refuses, and why."""
+    sets = space.knobs.get("schedule.compiler_options", ())
+    arguments = {"option_sets": [list(options) for options in sets], "absent": None if target.attached else target.name}
+    reply = worker.call("options", arguments, limits.compile_s)
     return {sets[int(index)]: why for index, why in reply["refused"].items()}
 
 

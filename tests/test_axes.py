@@ -1,15 +1,18 @@
 """The rules of the four axes together, and that every search space and experiment of the project is in order."""
 
+import random
+
 import pytest
 
 from cosearch import axes
 from cosearch.__main__ import compose
 from cosearch.architecture.decoder import params_spec
 from cosearch.core.candidate import Candidate, Value
+from cosearch.core.errors import UserError
 from cosearch.core.space import Space
 from cosearch.paths import CONF, SEARCH_SPACES
 from cosearch.settings import Settings
-from cosearch.targets import why_no_options, why_not_for
+from cosearch.targets import TARGETS
 from cosearch.testing import small_space
 
 SPACES = sorted(path.stem for path in SEARCH_SPACES.glob("*.yaml"))
@@ -75,16 +78,38 @@ def test_a_rule_says_what_is_wrong(space: Space, choices: dict[str, Value], word
 
 def test_a_kernel_is_for_its_kind_of_device(space: Space):
     candidate = Candidate.from_point({**space.reference.point, "schedule.matmul": "cpp"})
-    assert why_not_for(candidate, "gpu") == "the kernel 'cpp' is for cpu"
-    assert why_not_for(space.reference, "gpu") is None
+    assert TARGETS["h100"].why_not(candidate) == "the kernel 'cpp' is for cpu"
+    assert TARGETS["h100"].why_not(space.reference) is None
 
 
 def test_a_compiler_option_is_for_its_kind_of_device(space: Space):
     options = ("xla_cpu_enable_fast_math=true", "xla_llvm_disable_expensive_passes=true")
     candidate = Candidate.from_point({**space.reference.point, "schedule.compiler_options": options})
-    assert why_not_for(candidate, "gpu") == "the compiler option 'xla_cpu_enable_fast_math' is for cpu"
-    assert why_not_for(candidate, "cpu") is None
-    assert why_no_options(options[1:], "tpu") is None
+    assert TARGETS["h100"].why_not(candidate) == "the compiler option 'xla_cpu_enable_fast_math' is for cpu"
+    assert TARGETS["cpu"].why_not(candidate) is None
+    assert TARGETS["h100"].why_no_value("schedule.compiler_options", options[1:]) is None
+    assert TARGETS["tpu_v5e"].why_no_value("schedule.compiler_options", options[1:]) is not None
+
+
+@pytest.mark.parametrize("name", ["llm_decode", "llm_decode_full"])
+@pytest.mark.parametrize("target", TARGETS.names())
+def test_one_file_holds_the_space_of_every_target(name: str, target: str):
+    """What a target does not run is not in it, and its points are as easily found as those of others."""
+    space = axes.load_space(name, target=target)
+    chip = TARGETS[target]
+    for knob, values in space.knobs.items():
+        assert not [value for value in values if chip.why_no_value(knob, value)]
+    rng = random.Random(0)
+    drawn = [space.canonical(space.draw(rng)) for _ in range(300)]
+    refused = [broken[0] for point in drawn if (broken := space.broken_rule(point))]
+    assert f"{target} runs it" not in refused
+    assert len(refused) < 0.95 * len(drawn)
+    assert (len(space.knobs["schedule.boundary"]) > 1) == target.startswith("tpu")
+
+
+def test_a_target_with_no_value_left_says_why():
+    with pytest.raises(UserError, match=r"target=h100 allows none of 'cpp'\. the kernel 'cpp' is for cpu"):
+        axes.load_space("llm_decode", {"schedule.matmul": ["cpp"]}, target="h100")
 
 
 def test_portable_models_keep_the_arrays_and_name_no_kernel(space: Space):

@@ -25,7 +25,8 @@ from cosearch.measure.verify import Reference
 from cosearch.precision import Precision
 from cosearch.quality.serve import Served
 from cosearch.schedule import Schedule
-from cosearch.schedule.program import Program
+from cosearch.schedule.program import Compile, Program, for_default_device
+from cosearch.targets.accelerator import Accelerator
 
 PREFILL_CHUNK = 64
 """Prompt tokens that one call of the prefill program takes."""
@@ -35,9 +36,16 @@ _SEED = 21
 
 
 def save_artifact(
-    candidate: Candidate, workload: Workload, weights: Served, manifest: Mapping[str, Any], folder: Path
+    candidate: Candidate,
+    workload: Workload,
+    weights: Served,
+    manifest: Mapping[str, Any],
+    folder: Path,
+    absent: Accelerator | None = None,
 ) -> None:
     """Compile, verify and write; `folder` is there whole or not at all.
+
+    The executables are for the `absent` chip, if one is given; what is verified then, here, are the portable programs.
 
     Raises:
         Rejected: the file of weights cannot hold a parameter's dtype, or a program does not compile, or it computes
@@ -54,21 +62,24 @@ def save_artifact(
         "decode": Program(model, "decode", workload.batch, capacity, steps=min(model.schedule.steps, capacity)),
         "prefill": Program(model, "prefill", workload.batch, capacity, chunk),
     }
+    portable = {phase: replace(one, model=axes.portable_decoder(candidate)) for phase, one in programs.items()}
     options = Schedule.of(candidate.schedule).options
-    compiled = {"decode": programs["decode"].compile(options)}
+    compiled = _compile_both(programs, options, for_default_device if absent is None else absent.compile)
     formats = programs["decode"].formats(compiled["decode"])
-    compiled["prefill"] = programs["prefill"].compile(options, formats)
-    verification = _verify(candidate, weights, model, params, programs, compiled, options)
+    if absent is None:
+        verification = _verify(candidate, weights, model, params, programs, compiled, options)
+    else:
+        here = _compile_both(portable, {}, for_default_device)
+        verification = _verify(candidate, weights, model, params, portable, here, {})
+        verification["of"] = f"the portable programs, on this machine: the executables never ran on {absent.name}"
 
     with new_folder(folder) as draft:
         # "pt" is what Hugging Face tools look for; the arrays are numpy's.
         stored = save({path: np.ascontiguousarray(array) for path, array in params.items()}, {"format": "pt"})
         (draft / WEIGHTS).write_bytes(stored)  # not by `save_file`, whose error does not say that the disk is full
-        for phase, program in programs.items():
+        for phase in programs:
             (draft / f"{phase}.executable").write_bytes(_runtime_bytes(compiled[phase]))
-            portable = replace(program, model=axes.portable_decoder(candidate))
-            exported = export.export(portable.jitted())(*portable.arguments())
-            (draft / f"{phase}.stablehlo").write_bytes(exported.serialize())
+            (draft / f"{phase}.stablehlo").write_bytes(_export(portable[phase], absent).serialize())
         write_json(draft / VERIFICATION, verification)
         files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(draft.iterdir())}
         program = programs["decode"]
@@ -80,7 +91,8 @@ def save_artifact(
                 "candidate": candidate.point,
                 **manifest,
                 "fingerprint": fingerprint(),
-                "platform": jax.devices()[0].platform,
+                "platform": jax.devices()[0].platform if absent is None else absent.platform,
+                "ran_there": absent is None,
                 "compiler_options": options,
                 "kernels": sorted({name for program in programs.values() for name in program.kernels()}),
                 "batch": workload.batch,
@@ -93,6 +105,25 @@ def save_artifact(
                 "sha256": files,
             },
         )
+
+
+def _compile_both(
+    programs: Mapping[str, Program], options: Mapping[str, Any], compiler: Compile
+) -> dict[str, jax.stages.Compiled]:
+    decode = programs["decode"].compile(options, (), compiler)
+    return {
+        "decode": decode,
+        "prefill": programs["prefill"].compile(options, programs["decode"].formats(decode), compiler),
+    }
+
+
+def _export(program: Program, absent: Accelerator | None) -> export.Exported:
+    """For the device at hand, and for an absent chip as well, which then multiplies as it was compiled to."""
+    if absent is None:
+        return export.export(program.jitted())(*program.arguments())
+    with absent.exact():
+        platforms = (jax.devices()[0].platform, absent.lowered_for)
+        return export.export(program.jitted(), platforms=platforms)(*program.arguments())
 
 
 def _layout(form: Format | None) -> list[Any] | None:
@@ -132,4 +163,4 @@ def _verify(
         point = OperatingPoint(program.phase, program.batch, program.capacity)
         bench = Compiled(point, program, compiled[phase], arrays, one_step)
         results[phase] = asdict(reference.compare(bench.logits(tokens, _SEED)))
-    return {"against": "float64, teacher forcing", "seed": _SEED, "results": results}
+    return {"of": "the executables", "against": "float64, teacher forcing", "seed": _SEED, "results": results}

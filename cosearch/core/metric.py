@@ -16,6 +16,7 @@ UNITS: dict[str, str] = {
     "bits_per_byte": "bits/byte",
     "recall_accuracy": "fraction",
     "numerical_error": "ratio",
+    "portable_error": "ratio",
     "compile_s": "s",
 }
 """Every metric that a stage may report, with its unit."""

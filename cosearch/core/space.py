@@ -123,6 +123,10 @@ def whole_part(units: float, part: float) -> int | None:
     return round(left) if round(left) >= 1 and abs(left - round(left)) < 1e-9 else None
 
 
+WhyNoValue = Callable[[str, Value], str | None]
+"""Why somebody cannot do with a value of a knob; None where they can."""
+
+
 class HasKnobs(Protocol):
     """A variant, a pattern: something that brings knobs of its own."""
 
@@ -159,10 +163,10 @@ class Space:
         declared: Mapping[str, Knob],
         rules: Sequence[Rule] = (),
         overrides: Mapping[str, Any] | None = None,
-        only: Mapping[str, Mapping[str, frozenset[Value]]] | None = None,
+        only: Mapping[str, WhyNoValue] | None = None,
     ) -> "Space":
-        """Read a space; `overrides` replaces the values of some knobs, `only` leaves out, for each who asks for it, all
-        values of some knobs but these (of a list by layer, all that stand in it).
+        """Read a space; `overrides` replaces the values of some knobs, `only` leaves out, for each who asks for it, the
+        values that it has a reason against.
 
         Raises:
             UserError: the file cannot be read, or a key, knob, value or expression in it is wrong.
@@ -170,8 +174,8 @@ class Space:
         data = read_yaml(path)
         _check_keys(data, ("knobs", "when", "rules", "reference"), str(path))
         knobs = _knobs({**_mapping(data, "knobs", path), **(overrides or {})}, path, declared)
-        for asker, allowed in (only or {}).items():
-            knobs |= _narrowed(knobs, allowed, asker, path)
+        for asker, why_not in (only or {}).items():
+            knobs = _narrowed(knobs, why_not, asker, path)
         when, own_rules = _conditions(data, path, declared), _own_rules(data, path, declared)
         space = cls(path.stem, knobs, when, (*own_rules, *rules))
         reference = space.canonical(_reference(data, path, declared))
@@ -369,17 +373,16 @@ def _knobs(raw: Mapping[str, Any], path: Path, declared: Mapping[str, Knob]) -> 
 
 
 def _narrowed(
-    knobs: Mapping[str, tuple[Value, ...]], only: Mapping[str, frozenset[Value]], asker: str, path: Path
+    knobs: Mapping[str, tuple[Value, ...]], why_not: WhyNoValue, asker: str, path: Path
 ) -> dict[str, tuple[Value, ...]]:
-    """The knobs of `only`, with those of their values that it allows."""
+    """The knobs with those of their values that nothing is said against."""
     narrowed = {}
-    for name, allowed in only.items():
-        _check_known(name, knobs, asker)
-        narrowed[name] = tuple(v for v in knobs[name] if allowed.issuperset(v if isinstance(v, tuple) else (v,)))
+    for name, values in knobs.items():
+        reasons = {value: why_not(name, value) for value in values}
+        narrowed[name] = tuple(value for value in values if reasons[value] is None)
         if not narrowed[name]:
             raise UserError(
-                f"{path}: knobs.{name}: {asker} allows none of {', '.join(map(repr, knobs[name]))}. "
-                f"Allowed: {', '.join(sorted(map(str, allowed)))}"
+                f"{path}: knobs.{name}: {asker} allows none of {', '.join(map(repr, values))}. {reasons[values[0]]}"
             )
     return narrowed
 

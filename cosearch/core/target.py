@@ -12,6 +12,8 @@ class Target:
     `platform` is JAX's name for its kind of device. `peak_flops_per_s` is by the dtype of the operands.
     `cache_bytes` is what the last level of its caches holds: runs are timed on data that are not in there, so that they
     are read at `bandwidth_bytes_per_s` at most. `overhead_s` is what one operation costs at least, however small it is.
+    `power_w` is the most that it is made to draw, None where nobody says. Of one that is not `attached` nothing can be
+    measured here: models are compiled for it, and what they would cost is predicted.
     """
 
     name: str
@@ -23,6 +25,8 @@ class Target:
     cores: int
     overhead_s: float
     cache_bytes: int = 0
+    power_w: float | None = None
+    attached: bool = True
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

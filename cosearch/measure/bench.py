@@ -1,7 +1,5 @@
 """The bench of a worker process: programs compiled for a candidate, ready to be verified and timed."""
 
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,15 +10,16 @@ import numpy as np
 from jax.experimental.layout import Format
 
 from cosearch import axes
-from cosearch.architecture.decoder import pack, plain_decoder
+from cosearch.architecture.decoder import Decoder, pack, plain_decoder
 from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected
 from cosearch.core.workload import OperatingPoint, Workload
+from cosearch.latency.hlo import Module
 from cosearch.measure import timing
 from cosearch.measure.verify import Reference, Verification, digest, sharp_weights
 from cosearch.precision import Precision
 from cosearch.schedule import Schedule
-from cosearch.schedule.program import Program
+from cosearch.schedule.program import Compile, Program, for_default_device
 
 _CONTINUED = 5
 """Tokens that are decoded from the cache that a prefill wrote."""
@@ -29,17 +28,6 @@ _MOST_COPIES = 256
 _CANARY_SIZE = 128
 _REPEATED = 16
 """Tokens that are decoded twice, to see whether the same comes out."""
-
-
-_COPY = re.compile(r"= (\w+)\[([\d,]*)\]\S* copy(?:-start)?\(")
-_DTYPES = {
-    "f32": "float32",
-    "bf16": "bfloat16",
-    "f8e4m3fn": "float8_e4m3fn",
-    "s8": "int8",
-    "u8": "uint8",
-}
-"""HLO's names of what caches are stored in."""
 
 
 @dataclass
@@ -113,16 +101,30 @@ class Compiled:
     @property
     def copied_bytes(self) -> int:
         """How much of the cache a run copies as a whole: nothing, where it is written in place."""
-        caches = {(str(spec.dtype), spec.shape) for spec in self.program.cache}
-        return sum(
-            size for dtype, shape, size in copies_in(self.executable.as_text() or "") if (dtype, shape) in caches
-        )
+        return round(Module(self.executable.as_text() or "").copied_bytes(self.program.cache))
 
     @property
     def temporary_bytes(self) -> int:
         """What it needs while it runs, beside weights and cache."""
         analysis = self.executable.memory_analysis()
         return int(analysis.temp_size_in_bytes) if analysis is not None else 0
+
+
+def compile_point(
+    model: Decoder, point: OperatingPoint, options: dict[str, Any], compiler: Compile = for_default_device
+) -> tuple[Program, jax.stages.Compiled, jax.stages.Compiled | None]:
+    """The program of an operating point, what it was compiled to, and for a prefill the decode step beside it.
+
+    Raises:
+        Rejected: the compiler refuses one.
+    """
+    chunk = point.context if point.phase == "prefill" else 1
+    steps = min(model.schedule.steps, point.context) if point.phase == "decode" else 1
+    program = Program(model, point.phase, point.batch, point.context, chunk, steps)
+    step = replace(program, phase="decode", chunk=1)
+    decode = step.compile(options, (), compiler) if point.phase == "prefill" else None
+    executable = program.compile(options, () if decode is None else step.formats(decode), compiler)
+    return program, executable, decode
 
 
 def steps(programs: Sequence[Compiled], cold_bytes: int = 0, seed: int = 0) -> list[timing.Run]:
@@ -183,23 +185,22 @@ class Bench:
         self._seed = 0
         self._weights: dict[str, np.ndarray] = {}
 
-    def compile(self, candidate: Candidate, workload: Workload, seed: int = 0) -> list[Compiled]:
-        """Compile every operating point, with weights drawn by `seed`; keeps them as the current candidate's.
+    def compile(
+        self, candidate: Candidate, workload: Workload, seed: int = 0, portable: bool = False
+    ) -> list[Compiled]:
+        """Compile every operating point, with weights drawn by `seed`; keeps them as the current candidate's. A
+        `portable` one is the same mathematics as XLA alone runs it anywhere, without the candidate's options.
 
         Raises:
             Rejected: the compiler refuses one.
         """
         self.uid, self.programs, self._seed = "", [], seed
-        model, options = axes.decoder(candidate), Schedule.of(candidate.schedule).options
+        model = axes.portable_decoder(candidate) if portable else axes.decoder(candidate)
+        options = {} if portable else Schedule.of(candidate.schedule).options
         self._weights = sharp_weights(model.shape, seed)
         packed = pack(model, self._weights)
         for point in workload.points:
-            chunk = point.context if point.phase == "prefill" else 1
-            steps = min(model.schedule.steps, point.context) if point.phase == "decode" else 1
-            program = Program(model, point.phase, point.batch, point.context, chunk, steps)
-            step = replace(program, phase="decode", chunk=1)
-            decode = step.compile(options) if point.phase == "prefill" else None
-            executable = program.compile(options, () if decode is None else step.formats(decode))
+            program, executable, decode = compile_point(model, point, options)
             formats = program.formats(executable)[: len(program.params)]
             params = [jax.device_put(packed[path], one) for path, one in zip(program.params, formats, strict=True)]
             self.programs.append(Compiled(point, program, executable, params, decode))
@@ -230,16 +231,6 @@ class Bench:
             if not np.array_equal(again, logits[:, :few]):
                 raise Rejected("wrong result: the same inputs give other logits when they are computed again")
         return verified
-
-
-def copies_in(hlo: str) -> list[tuple[str, tuple[int, ...], int]]:
-    """The copies in optimised HLO: dtype, shape and bytes of each."""
-    found = []
-    for kind, sizes in _COPY.findall(hlo):
-        dtype, shape = _DTYPES.get(kind), tuple(map(int, filter(None, sizes.split(","))))
-        if dtype is not None:
-            found.append((dtype, shape, math.prod(shape) * jnp.dtype(dtype).itemsize))
-    return found
 
 
 def _any_finite(rng: np.random.Generator, spec: jax.ShapeDtypeStruct) -> np.ndarray:

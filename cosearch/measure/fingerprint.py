@@ -10,7 +10,7 @@ from typing import Any
 
 from cosearch.kernels.cpu import build
 
-_PACKAGES = ("cosearch", "jax", "jaxlib", "flax", "optax", "numpy")
+_PACKAGES = ("cosearch", "jax", "jaxlib", "flax", "optax", "numpy", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
 
 
 @functools.cache

@@ -15,13 +15,18 @@ from cosearch.artifact.save import save_artifact
 from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected
 from cosearch.core.workload import Workload
+from cosearch.latency.hlo import HloFeatures
 from cosearch.measure import peaks, timing
-from cosearch.measure.bench import Bench, Compiled, device_canary, steps
+from cosearch.measure.bench import Bench, Compiled, compile_point, device_canary, steps
 from cosearch.measure.tune import tune_all
 from cosearch.precision import Precision
 from cosearch.quality import Recipe, corpus
 from cosearch.quality.evaluate import evaluate
 from cosearch.quality.serve import served
+from cosearch.schedule import Schedule
+from cosearch.schedule.program import Compile, Program, for_default_device
+from cosearch.targets import TARGETS
+from cosearch.targets.accelerator import Accelerator
 
 _TUNE_S = 3.0
 """For the kernels of one candidate; what was tuned once serves all that come after."""
@@ -31,10 +36,12 @@ Task = Callable[..., Mapping[str, Any]]
 
 
 class Workbench:
-    """What a worker keeps between tasks: the candidate at hand, the canary, and the corpus."""
+    """What a worker keeps between tasks: the candidate at hand, the features of what was compiled of it for a chip that
+    is not here, the canary, and the corpus."""
 
     def __init__(self) -> None:
         self.bench = Bench()
+        self.features: tuple[str, list[HloFeatures]] = ("", [])
         self._corpus: corpus.Corpus | None = None
 
     @cached_property
@@ -52,14 +59,23 @@ def measure_peaks(work: Workbench, progress: Progress) -> dict[str, Any]:
     return peaks.measure(progress)
 
 
-def check_options(work: Workbench, progress: Progress, option_sets: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Which sets of compiler options the installed XLA refuses, and why; by compiling one operation with each."""
-    refused = {}
+def tell_device(work: Workbench, progress: Progress) -> dict[str, Any]:
+    """What JAX runs on here."""
+    device = jax.devices()[0]
+    return {"platform": device.platform, "kind": device.device_kind}
+
+
+def check_options(
+    work: Workbench, progress: Progress, option_sets: Sequence[Sequence[str]], absent: str | None = None
+) -> dict[str, Any]:
+    """Which sets of compiler options the installed XLA refuses, and why; by compiling one operation with each, for the
+    chip `absent` where one is named."""
+    refused, one = {}, [jax.ShapeDtypeStruct((), np.float32)]
     for index, options in enumerate(option_sets):
-        schedule = axes.Schedule(compiler_options=tuple(options))
+        schedule = Schedule(compiler_options=tuple(options))
         try:
-            jax.jit(lambda x: x + 1).lower(np.float32(0)).compile(compiler_options=schedule.options or None)
-        except (jax.errors.JaxRuntimeError, ValueError, TypeError) as error:
+            _compiler(absent)(jax.jit(lambda x: x + 1), one, schedule.options)
+        except (Rejected, ValueError, TypeError) as error:
             refused[str(index)] = str(error).splitlines()[0][:300]
     return {"refused": refused}
 
@@ -72,16 +88,47 @@ def compile_candidate(
     candidate, start = Candidate.from_point(point), time.perf_counter()
     tune_all(axes.native_products(candidate, Workload.from_json(workload)), _TUNE_S)
     programs = work.bench.compile(candidate, Workload.from_json(workload), seed)
-    weights = sum(array.nbytes for array in programs[0].params)
-    cache = max(sum(spec.size * spec.dtype.itemsize for spec in compiled.program.cache) for compiled in programs)
     return {
         "compile_s": time.perf_counter() - start,
-        "weight_bytes": weights,
-        "cache_bytes": cache,
-        "memory_bytes": weights + cache + max(compiled.temporary_bytes for compiled in programs),
         "copied_bytes": max(compiled.copied_bytes for compiled in programs),
-        "parameters": programs[0].program.model.shape.parameters,
+        **_memory([compiled.program for compiled in programs], [compiled.temporary_bytes for compiled in programs]),
     }
+
+
+def compile_for_absent(
+    work: Workbench, progress: Progress, point: Mapping[str, Any], workload: Mapping[str, Any], absent: str
+) -> dict[str, Any]:
+    """As `compile_candidate`, for a chip that is not here; nothing of it is run."""
+    candidate, start = Candidate.from_point(point), time.perf_counter()
+    work.features = "", []
+    model, options = axes.decoder(candidate), Schedule.of(candidate.schedule).options
+    points = Workload.from_json(workload).points
+    made = [compile_point(model, one, options, _compiler(absent)) for one in points]
+    compile_s = time.perf_counter() - start
+    features = [HloFeatures.of(executable, program.cache) for program, executable, _ in made]
+    work.features = candidate.uid, features
+    return {
+        "compile_s": compile_s,
+        "copied_bytes": max(one.copied_bytes for one in features),
+        **_memory([program for program, *_ in made], [one.temporary_bytes for one in features]),
+    }
+
+
+def tell_features(work: Workbench, progress: Progress, point: Mapping[str, Any]) -> dict[str, Any]:
+    """The features of the candidate that was compiled for a chip that is not here, by operating point."""
+    candidate, (uid, features) = Candidate.from_point(point), work.features
+    if uid != candidate.uid:
+        raise Rejected(f"candidate {candidate.uid} is not compiled in this worker")
+    return {"features": [one.to_json() for one in features]}
+
+
+def verify_portable(
+    work: Workbench, progress: Progress, point: Mapping[str, Any], workload: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """Verify the same mathematics as XLA alone runs it here, where the candidate's own programs cannot run."""
+    candidate = Candidate.from_point(point)
+    work.bench.compile(candidate, Workload.from_json(workload), seed, portable=True)
+    return {"portable_error": max(result.ratio for result in work.bench.verify(candidate))}
 
 
 def verify_candidate(work: Workbench, progress: Progress, point: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,12 +195,31 @@ def write_artifact(
     cache: str,
     manifest: Mapping[str, Any],
     folder: str,
+    absent: str | None = None,
 ) -> dict[str, Any]:
     """Compile the candidate with its trained weights, verify that, and save all of it to `folder`."""
     candidate, quality = Candidate.from_point(point), Recipe.from_json(recipe)
     weights = served(candidate, quality, work.corpus(corpus), Path(cache), progress)
-    save_artifact(candidate, Workload.from_json(workload), weights, manifest, Path(folder))
+    chip = None if absent is None else _accelerator(absent)
+    save_artifact(candidate, Workload.from_json(workload), weights, manifest, Path(folder), chip)
     return {}
+
+
+def _accelerator(name: str) -> Accelerator:
+    chip = TARGETS[name]
+    assert isinstance(chip, Accelerator), f"{name} is always here"
+    return chip
+
+
+def _compiler(absent: str | None) -> Compile:
+    return for_default_device if absent is None else _accelerator(absent).compile
+
+
+def _memory(programs: Sequence[Program], temporary: Sequence[float]) -> dict[str, Any]:
+    """The bytes that the programs of a candidate take in memory."""
+    weights = sum(spec.size * spec.dtype.itemsize for spec in programs[0].params.values())
+    cache = max(sum(spec.size * spec.dtype.itemsize for spec in program.cache) for program in programs)
+    return {"weight_bytes": weights, "cache_bytes": cache, "memory_bytes": weights + cache + max(temporary)}
 
 
 def _each_step(samples: list[float], compiled: Compiled) -> list[float]:
@@ -168,10 +234,14 @@ def _at_hand(work: Workbench, point: Mapping[str, Any]) -> Candidate:
 
 
 TASKS: dict[str, Task] = {
+    "device": tell_device,
     "peaks": measure_peaks,
     "options": check_options,
     "compile": compile_candidate,
+    "compile_for_absent": compile_for_absent,
+    "features": tell_features,
     "verify": verify_candidate,
+    "verify_portable": verify_portable,
     "measure": measure_candidate,
     "quality": evaluate_quality,
     "compare": compare_candidates,

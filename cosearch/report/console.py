@@ -84,6 +84,11 @@ class ConsoleTracker:
         self._say(
             f"up to {budget.trials} trials or {text.duration(budget.seconds)}, into {_path(self._run.folder)}{kept}"
         )
+        if not problem.target.attached:
+            self._say(
+                f"{text.plain(problem.target.name)} is not attached: models are compiled for it, their mathematics is "
+                "verified on this machine, and latencies are predicted, never confirmed"
+            )
         self._look(archive)
         if self._terminal:
             # `finish` is not called where the search is interrupted; the terminal must get its cursor back even so.
@@ -102,7 +107,7 @@ class ConsoleTracker:
             f"{len(archive)}/{self._run.budget.trials}",
             trial.uid,
             text.choices(trial.candidate, reference),
-            text.objectives(problem, trial.values),
+            text.objectives(problem, trial.metrics),
             text.verdict(problem, trial, archive.reference),
         )
         self._say("  ".join(part for part in parts if part))
@@ -136,7 +141,7 @@ class ConsoleTracker:
             table.add_row(
                 "knee" if trial is best else "",
                 trial.uid,
-                *(text.figure(metric, trial.values[metric]) for metric in metrics),
+                *(text.told(metric, trial.metrics[metric]) for metric in metrics),
                 text.choices(trial.candidate, self._run.space.reference),
                 style="bold" if trial is best else None,
             )
@@ -165,7 +170,7 @@ class ConsoleTracker:
         for trial in near:
             table.add_row(
                 trial.uid,
-                text.objectives(self._run.problem, trial.values),
+                text.objectives(self._run.problem, trial.metrics),
                 text.verdict(self._run.problem, trial, archive.reference).removeprefix("breaks "),
                 text.choices(trial.candidate, self._run.space.reference),
             )
@@ -174,10 +179,10 @@ class ConsoleTracker:
     def _look(self, archive: Archive) -> None:
         front = archive.front()
         losses = archive.losses(front)
-        leaders = [front[int(row)].values for row in losses.argmin(axis=0)] if front else []
+        leaders = [front[int(row)].metrics for row in losses.argmin(axis=0)] if front else []
         best = "   ".join(
-            f"{text.label(objective.metric)} {text.figure(objective.metric, values[objective.metric])}"
-            for objective, values in zip(self._run.problem.objectives, leaders, strict=False)
+            f"{text.label(objective.metric)} {text.told(objective.metric, metrics[objective.metric])}"
+            for objective, metrics in zip(self._run.problem.objectives, leaders, strict=False)
         )
         self._standing = _Standing(
             done=len(archive),

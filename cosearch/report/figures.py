@@ -141,6 +141,9 @@ class _Plane:
             text.scale(objective.metric, median(values or [1.0])) if objective else (1.0, "")
             for objective, values in zip(self._objectives, self._values, strict=True)
         ]
+        self._predicted = {
+            name for trial in archive for name, metric in trial.metrics.items() if metric.source == "predicted"
+        }
 
     def at(self, uid: str, values: Mapping[str, float]) -> tuple[float, float] | None:
         """Where a trial stands, or None where a metric is missing."""
@@ -198,7 +201,8 @@ class _Plane:
         if objective is None:
             return {"title": "trials"}
         better = "lower is better" if objective.goal == "minimize" else "higher is better"
-        title = f"{_title(objective.metric, self._scales[index][1])}, {better}"
+        source = "predicted " if objective.metric in self._predicted else ""
+        title = f"{source}{_title(objective.metric, self._scales[index][1])}, {better}"
         return {"title": title, **_scaling(objective.metric, self._values[index])}
 
 

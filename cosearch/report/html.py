@@ -107,6 +107,10 @@ def _searched(run: Run) -> str:
     )
     if problem.constraints:
         words += f", under <b>{_safe(' and '.join(map(str, problem.constraints)))}</b>"
+    if not problem.target.attached:
+        words += (
+            f". <b>No {_safe(problem.target.name)} was attached: latencies are predicted, nothing was run on it</b>"
+        )
     return f"{words}. Budget: {run.budget.trials:,} trials or {text.duration(run.budget.seconds)}."
 
 
@@ -139,7 +143,7 @@ def _points(run: Run, archive: Archive, best: Sequence[Trial], outcome: Outcome)
         rows = [
             (
                 escape(trial.uid),
-                _safe(text.objectives(run.problem, trial.values)),
+                _safe(text.objectives(run.problem, trial.metrics)),
                 _safe(text.verdict(run.problem, trial, archive.reference)),
                 _safe(text.choices(trial.candidate, run.space.reference)),
             )

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from cosearch.core.candidate import Candidate, Value
-from cosearch.core.metric import UNITS
+from cosearch.core.metric import UNITS, Metric, Metrics
 from cosearch.core.problem import Problem
 from cosearch.core.trial import Trial
 from cosearch.measure.timing import Verdict
@@ -20,6 +20,7 @@ _LABELS = {
     "bits_per_byte": "bits/byte",
     "recall_accuracy": "recall",
     "numerical_error": "numerical error",
+    "portable_error": "numerical error of the portable program, here",
     "compile_s": "compile time",
 }
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
@@ -112,10 +113,18 @@ def choices(candidate: Candidate, reference: Candidate) -> str:
     return "; ".join(f"{axis}: {', '.join(chosen)}" for axis, chosen in axes.items()) or "the reference"
 
 
-def objectives(problem: Problem, values: Mapping[str, float]) -> str:
+def told(name: str, metric: Metric) -> str:
+    """A figure that says where it is from: '312 µs', or 'predicted 312 µs [125 µs, 780 µs]'."""
+    if metric.source == "measured":
+        return figure(name, metric.value)
+    between = f" [{', '.join(figure(name, end) for end in metric.interval)}]" if metric.interval else ""
+    return f"{metric.source} {figure(name, metric.value)}{between}"
+
+
+def objectives(problem: Problem, metrics: Metrics) -> str:
     """The objectives that are known: 'latency 312 µs, bits/byte 2.910'."""
-    known = (objective.metric for objective in problem.objectives if objective.metric in values)
-    return ", ".join(f"{label(metric)} {figure(metric, values[metric])}" for metric in known)
+    known = (objective.metric for objective in problem.objectives if objective.metric in metrics)
+    return ", ".join(f"{label(name)} {told(name, metrics[name])}" for name in known)
 
 
 def broken(problem: Problem, values: Mapping[str, float], reference: Mapping[str, float]) -> list[str]:

@@ -69,8 +69,9 @@ class WandbTracker:
 
     def log(self, trial: Trial, archive: Archive) -> None:
         row = {
-            **trial.values,
+            # What was expected of a trial before gives way to what was predicted of it once it was compiled.
             **{f"predicted/{name}": metric.value for name, metric in trial.predictions.items()},
+            **{_column(name, metric.source): metric.value for name, metric in trial.metrics.items()},
             "trial": len(archive),
             "failed": int(trial.failure is not None),
             "seconds": sum(trial.seconds.values()),
@@ -104,13 +105,13 @@ class WandbTracker:
 
     def _picture(self, archive: Archive, outcome: Outcome) -> dict[str, Any]:
         """All trials as a table, and the front as a figure."""
-        metrics = list(dict.fromkeys(name for trial in archive for name in trial.metrics))
+        metrics = list(dict.fromkeys((name, one.source) for trial in archive for name, one in trial.metrics.items()))
         knobs = list(dict.fromkeys(knob for trial in archive for knob in trial.candidate.point))
         front = {trial.uid for trial in archive.front()}
         rows = [
             [
                 trial.uid,
-                *(trial.values.get(name) for name in metrics),
+                *(_value_from(trial, name, source) for name, source in metrics),
                 *(text.worded(trial.candidate.point.get(knob)) for knob in knobs),
                 trial.uid in front,
                 text.verdict(self._run.problem, trial, archive.reference),
@@ -127,9 +128,18 @@ class WandbTracker:
             low, high = outcome.comparison.interval
             summary |= {"speedup": outcome.comparison.speedup, "speedup_low": low, "speedup_high": high}
         return {
-            "columns": ["uid", *metrics, *map(text.plain, knobs), "on_front", "verdict"],
+            "columns": [
+                "uid",
+                *(_column(*metric) for metric in metrics),
+                *map(text.plain, knobs),
+                "on_front",
+                "verdict",
+            ],
             "rows": rows,
-            "plane": [objective.metric for objective in self._run.problem.objectives[:2]],
+            "plane": [
+                next((_column(*metric) for metric in metrics if metric[0] == objective.metric), objective.metric)
+                for objective in self._run.problem.objectives[:2]
+            ],
             "figure": figures.front(self._run, archive, outcome).to_json(),
             "summary": summary,
         }
@@ -180,6 +190,16 @@ class WandbTracker:
 
 # Not as a decorator, after which a type checker would no longer know of `limit_s`.
 TRACKERS.register("wandb")(WandbTracker)
+
+
+def _column(name: str, source: str) -> str:
+    """A metric's name at W&B, where what is predicted does not go by the name of what is measured."""
+    return name if source == "measured" else f"{source}/{name}"
+
+
+def _value_from(trial: Trial, name: str, source: str) -> float | None:
+    metric = trial.metrics.get(name)
+    return metric.value if metric and metric.source == source else None
 
 
 def run_id(run: Run) -> str:

@@ -5,10 +5,10 @@ outputs are the logits (and the tokens of a decode program) and the cache. The c
 place. Being flat, a program needs no tree structure of this code to be loaded and run elsewhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,26 @@ from cosearch.architecture.shape import VOCABULARY
 from cosearch.core.errors import Rejected
 from cosearch.core.workload import Phase
 from cosearch.kernels.cpu.program import kernels_in
+
+
+class Compile(Protocol):
+    """What compiles a jitted function of these arguments for some chip."""
+
+    def __call__(
+        self, jitted: Any, arguments: Sequence[jax.ShapeDtypeStruct], options: Mapping[str, Any]
+    ) -> jax.stages.Compiled:
+        """Raises `Rejected` where the compiler refuses the function or an option."""
+        ...
+
+
+def for_default_device(
+    jitted: Any, arguments: Sequence[jax.ShapeDtypeStruct], options: Mapping[str, Any]
+) -> jax.stages.Compiled:
+    """For the device that JAX runs on."""
+    try:
+        return jitted.lower(*arguments).compile(compiler_options=dict(options) or None)
+    except jax.errors.JaxRuntimeError as error:
+        raise Rejected(f"does not compile: {str(error).splitlines()[0][:500]}") from None
 
 
 @dataclass(frozen=True)
@@ -116,13 +136,12 @@ class Program:
             return [None] * count
         return list(compiled.input_formats[0][:count])
 
-    def compile(self, options: dict[str, Any], formats: Sequence[Format | None] = ()) -> jax.stages.Compiled:
-        """Compile for the default device; `formats` as in `jitted`.
+    def compile(
+        self, options: Mapping[str, Any], formats: Sequence[Format | None] = (), compiler: Compile = for_default_device
+    ) -> jax.stages.Compiled:
+        """Compile it; `formats` as in `jitted`.
 
         Raises:
             Rejected: the compiler refuses the program or an option.
         """
-        try:
-            return self.jitted(formats).lower(*self.arguments()).compile(compiler_options=options or None)
-        except jax.errors.JaxRuntimeError as error:
-            raise Rejected(f"does not compile: {str(error).splitlines()[0][:500]}") from None
+        return compiler(self.jitted(formats), self.arguments(), options)

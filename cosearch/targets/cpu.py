@@ -2,13 +2,15 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
-from cosearch.core.candidate import Candidate, content_hash
+from cosearch.core.candidate import Candidate, Value, content_hash
 from cosearch.core.files import write_json
 from cosearch.core.target import Target
 from cosearch.measure.fingerprint import fingerprint
-from cosearch.targets import TARGETS, MeasurePeaks, why_not_for
+from cosearch.targets import TARGETS, MeasurePeaks, why_no_value_for, why_no_value_of
 
 _TOLD = ("level", "shared_cpu_list", "size")
 """Of a cache, in a file each."""
@@ -17,10 +19,15 @@ _TOLD = ("level", "shared_cpu_list", "size")
 class CPU:
     """Measured peaks; capacity is the machine's memory."""
 
-    def why_not(self, candidate: Candidate) -> str | None:
-        if candidate.precision.get("matmul_inputs") == "float8_e4m3":
+    environment: ClassVar[Mapping[str, str]] = {"JAX_PLATFORMS": "cpu"}  # also where a GPU is attached
+
+    def why_no_value(self, knob: str, value: Value) -> str | None:
+        if (knob, value) == ("precision.matmul_inputs", "float8_e4m3"):
             return "this processor multiplies no float8 numbers: it would only round to them, and be slower for it"
-        return why_not_for(candidate, "cpu")
+        return why_no_value_for(knob, value, "cpu")
+
+    def why_not(self, candidate: Candidate) -> str | None:
+        return why_no_value_of(candidate, self)
 
     def target(self, cache: Path, measure_peaks: MeasurePeaks) -> Target:
         names = ("processor", "cores", "threads", "jaxlib", "compiler", "system")
