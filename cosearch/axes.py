@@ -16,7 +16,7 @@ from cosearch.core.errors import Rejected, UserError
 from cosearch.core.registry import did_you_mean
 from cosearch.core.space import Knob, Rule, Space, WhyNoValue
 from cosearch.core.workload import Workload
-from cosearch.export import STACKS, ServingStack
+from cosearch.export import STACKS
 from cosearch.kernels import Product
 from cosearch.paths import SEARCH_SPACES
 from cosearch.precision import Precision
@@ -148,17 +148,24 @@ def load_space(
         only[f"target={target}"] = TARGETS[target].why_no_value
         rules.append(_rule(f"{target} runs it", TARGETS[target].why_not))
     if deploy is not None:
-        only[f"deploy={deploy}"] = functools.partial(_why_not_loaded, STACKS[deploy])
+        only[f"deploy={deploy}"] = _why_not_loaded(deploy)
         rules.append(_rule(f"{deploy} loads it", STACKS[deploy].why_not))
     return Space.from_yaml(path, declared_knobs(), rules, overrides, only)
 
 
-def _why_not_loaded(stack: ServingStack, knob: str, value: Value) -> str | None:
-    """Why a serving stack loads nothing with this value of a knob, or with one that stands in this list."""
-    allowed = stack.loads.get(knob)
-    if allowed is None or allowed.issuperset(value if isinstance(value, tuple) else (value,)):
-        return None
-    return f"Allowed: {', '.join(sorted(map(str, allowed)))}"
+def _why_not_loaded(deploy: str) -> WhyNoValue:
+    """Why a serving stack loads nothing with some value of a knob, or with one that stands in this list."""
+    loads, declared = STACKS[deploy].loads, declared_knobs()
+    for knob in loads:
+        if knob not in declared:
+            raise UserError(f"deploy={deploy}: unknown knob {knob!r}{did_you_mean(knob, tuple(sorted(declared)))}")
+
+    def why_not(knob: str, value: Value) -> str | None:
+        if knob not in loads or loads[knob].issuperset(value if isinstance(value, tuple) else (value,)):
+            return None
+        return f"Allowed: {', '.join(sorted(map(str, loads[knob])))}"
+
+    return why_not
 
 
 def _rule(name: str, why_not: Callable[[Candidate], str | None]) -> Rule:

@@ -87,7 +87,7 @@ def test_an_example_is_told_even_where_no_candidate_drawn_is_legal(capsys: Captu
         (["name=llm_decode", "draws=0"], ["draws=0: at least one point must be drawn"]),
         (["name=llm_decode", "draws=-3"], ["draws=-3: at least one point must be drawn"]),
         (["name=llm_decode", "draws=many"], ["draws=many: is not of the kind int"]),
-        (["name=llm_decode", "target=tpu9"], ["unknown target 'tpu9'", "Allowed: cpu"]),
+        (["name=llm_decode", "target=tpu9"], ["unknown target 'tpu9'", "Allowed: a100, b200, cpu"]),
         (
             ["name=llm_decode", "deploy=vlm"],
             ["unknown stack 'vlm'; did you mean 'vllm'?", "Allowed: llama_cpp, sglang, vllm"],

@@ -9,7 +9,7 @@ To tell a model of something new, add it to `Kernel` or to `HloFeatures`.
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -25,7 +25,10 @@ _OPERAND = re.compile(r"%[\w.\-]+")
 _CALLED = re.compile(rf"(?:calls|to_apply|body|condition)=({_NAME})")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=(%[\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CONDITION = re.compile(rf"condition=({_NAME})")
+_WHOLE = re.compile(r"\[\]\S* constant\((\d+)\)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_PARAMETER = re.compile(r" parameter\((\d+)\)")
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _TILE = re.compile(r"\(([\d,]+)\)")
 
@@ -219,8 +222,8 @@ class Module:
         yield name, runs
         for one in self.computations[name].values():
             called, times = _CALLED.findall(one.text), runs
-            if one.opcode == "while" and (trips := _TRIPS.search(one.text)):
-                times = runs * float(trips[1])
+            if one.opcode == "while":
+                times = runs * self._trips(one)
             elif one.opcode == "conditional":
                 called = [name for both in _BRANCHES.findall(one.text) for name in _OPERAND.findall(" ".join(both))]
                 times = runs / max(len(called), 1)  # one branch is taken; which is not known
@@ -228,6 +231,16 @@ class Module:
                 continue
             for each in called:
                 yield from self._run(each, times)
+
+    def _trips(self, loop: Instruction) -> float:
+        """How often a loop runs: what the compiler says, or, as that for TPUs does not, below which number its counter
+        stays, which starts from 0 as those of `jax.lax.scan` do; 1 where neither is known."""
+        if told := _TRIPS.search(loop.text):
+            return float(told[1])
+        condition = _CONDITION.search(loop.text)
+        inside = self.computations.get(condition[1], {}).values() if condition else ()
+        bounds = [float(found[1]) for one in inside if (found := _WHOLE.search(one.text)) and one.opcode == "constant"]
+        return bounds[0] if len(bounds) == 1 else 1.0
 
     def _kernel(self, one: Instruction, inside: Mapping[str, Instruction], runs: float) -> Kernel | None:
         if one.opcode in _FREE or one.opcode in _CALLS:
@@ -239,7 +252,7 @@ class Module:
         body = self._body(one)
         operands = [inside[name] for name in one.operands if name in inside]
         if body is not None:
-            read, written = _fused_bytes(one, operands, body)
+            read, written = self._fused_bytes(one, operands, body)
         elif one.opcode in _SLICES:
             read = written = one.memory_bytes
         elif one.opcode == "dynamic-update-slice":
@@ -251,50 +264,53 @@ class Module:
             read, written = sum(each.memory_bytes for each in operands), one.memory_bytes
             if target.startswith("__cublas"):  # gives its workspace, too
                 written = one.shapes[0].bytes
-        if body is None and not target and read + written < _SMALL_BYTES:
+        if one.opcode != "fusion" and not target and read + written < _SMALL_BYTES:
             return None
         cycles = _CYCLES.search(one.text)
         return Kernel(one.opcode, runs, float(read), float(written), target, float(cycles[1]) if cycles else 0.0)
+
+    def _fused_bytes(
+        self, one: Instruction, operands: Sequence[Instruction], body: Mapping[str, Instruction]
+    ) -> tuple[float, float]:
+        """What a fusion reads and writes: of an operand of which it takes slices, those alone; of one that it writes
+        into, what it writes."""
+        read = 0.0
+        for name, index in _parameters(body).items():
+            if index < len(operands) and (whole := operands[index].memory_bytes):
+                read += self._read(name, body, whole)
+        written = float(one.memory_bytes)
+        for each in _results(body):
+            if each.opcode == "dynamic-update-slice" and each.operands[1] in body:
+                part = sum(shape.bytes for shape in body[each.operands[1]].shapes)
+                written -= max(min(each.shapes[0].bytes, written) - part, 0)
+        return read, written
+
+    def _read(self, name: str, body: Mapping[str, Instruction], whole: float) -> float:
+        """How much of a value of `whole` bytes a fused computation reads."""
+        parts = 0.0
+        for user in (each for each in body.values() if name in each.operands):
+            inner = self._body(user)
+            if user.opcode in _SLICES and user.operands[0] == name:
+                parts += sum(shape.bytes for shape in user.shapes)
+            elif user.opcode == "bitcast":
+                parts += self._read(user.name, body, whole)
+            elif inner is not None:
+                at = {index: parameter for parameter, index in _parameters(inner).items()}
+                taken = [at[index] for index, operand in enumerate(user.operands) if operand == name and index in at]
+                parts += sum(self._read(parameter, inner, whole) for parameter in taken)
+            elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == name):
+                return whole
+        return min(parts, whole)
 
     def _body(self, one: Instruction) -> dict[str, Instruction] | None:
         called = _CALLED.search(one.text) if one.opcode == "fusion" else None
         return self.computations.get(called[1]) if called else None
 
 
-def _fused_bytes(one: Instruction, operands: list[Instruction], body: Mapping[str, Instruction]) -> tuple[float, float]:
-    """What a fusion reads and writes: of an operand of which it takes slices, those alone; of one that it writes into,
-    what it writes."""
-    parameters = [each for each in body.values() if each.opcode == "parameter"]
-    order = {each.name: int(each.text.partition("parameter(")[2].partition(")")[0]) for each in parameters}
-    users: dict[str, list[Instruction]] = {}
-    for each in body.values():
-        for name in each.operands:
-            users.setdefault(name, []).append(each)
-
-    def read_of(name: str, whole: float) -> float:
-        parts = 0.0
-        for user in users.get(name, []):
-            if user.opcode in _SLICES and user.operands[0] == name:
-                parts += sum(shape.bytes for shape in user.shapes)
-            elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
-                continue
-            elif user.opcode == "bitcast":
-                parts += read_of(user.name, whole)
-            else:
-                return whole
-        return min(parts, whole)
-
-    read = sum(
-        read_of(name, operands[index].memory_bytes) if operands[index].memory_bytes else 0.0
-        for name, index in order.items()
-        if index < len(operands)
-    )
-    written = float(one.memory_bytes)
-    for each in _results(body):
-        if each.opcode == "dynamic-update-slice" and each.operands[1] in body:
-            part = sum(shape.bytes for shape in body[each.operands[1]].shapes)
-            written -= max(min(each.shapes[0].bytes, written) - part, 0)
-    return read, written
+def _parameters(body: Mapping[str, Instruction]) -> dict[str, int]:
+    """The parameters of a computation, and which each is."""
+    found = {each.name: _PARAMETER.search(each.text) for each in body.values() if each.opcode == "parameter"}
+    return {name: int(number[1]) for name, number in found.items() if number}
 
 
 def _results(body: Mapping[str, Instruction]) -> list[Instruction]:

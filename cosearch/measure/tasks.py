@@ -25,8 +25,7 @@ from cosearch.quality.evaluate import evaluate
 from cosearch.quality.serve import served
 from cosearch.schedule import Schedule
 from cosearch.schedule.program import Compile, Program, for_default_device
-from cosearch.targets import TARGETS
-from cosearch.targets.accelerator import Accelerator
+from cosearch.targets.accelerator import accelerator
 
 _TUNE_S = 3.0
 """For the kernels of one candidate; what was tuned once serves all that come after."""
@@ -200,19 +199,13 @@ def write_artifact(
     """Compile the candidate with its trained weights, verify that, and save all of it to `folder`."""
     candidate, quality = Candidate.from_point(point), Recipe.from_json(recipe)
     weights = served(candidate, quality, work.corpus(corpus), Path(cache), progress)
-    chip = None if absent is None else _accelerator(absent)
+    chip = None if absent is None else accelerator(absent)
     save_artifact(candidate, Workload.from_json(workload), weights, manifest, Path(folder), chip)
     return {}
 
 
-def _accelerator(name: str) -> Accelerator:
-    chip = TARGETS[name]
-    assert isinstance(chip, Accelerator), f"{name} is always here"
-    return chip
-
-
 def _compiler(absent: str | None) -> Compile:
-    return for_default_device if absent is None else _accelerator(absent).compile
+    return for_default_device if absent is None else accelerator(absent).compile
 
 
 def _memory(programs: Sequence[Program], temporary: Sequence[float]) -> dict[str, Any]:

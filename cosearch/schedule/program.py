@@ -25,18 +25,18 @@ class Compile(Protocol):
     """What compiles a jitted function of these arguments for some chip."""
 
     def __call__(
-        self, jitted: Any, arguments: Sequence[jax.ShapeDtypeStruct], options: Mapping[str, Any]
+        self, function: Any, arguments: Sequence[jax.ShapeDtypeStruct], options: Mapping[str, Any]
     ) -> jax.stages.Compiled:
         """Raises `Rejected` where the compiler refuses the function or an option."""
         ...
 
 
 def for_default_device(
-    jitted: Any, arguments: Sequence[jax.ShapeDtypeStruct], options: Mapping[str, Any]
+    function: Any, arguments: Sequence[jax.ShapeDtypeStruct], options: Mapping[str, Any]
 ) -> jax.stages.Compiled:
     """For the device that JAX runs on."""
     try:
-        return jitted.lower(*arguments).compile(compiler_options=dict(options) or None)
+        return function.lower(*arguments).compile(compiler_options=dict(options) or None)
     except jax.errors.JaxRuntimeError as error:
         raise Rejected(f"does not compile: {str(error).splitlines()[0][:500]}") from None
 

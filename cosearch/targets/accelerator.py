@@ -18,9 +18,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cosearch.core.candidate import Candidate, Value
-from cosearch.core.errors import Rejected
+from cosearch.core.errors import Rejected, UserError
 from cosearch.core.target import Target
-from cosearch.targets import MeasurePeaks, why_no_value_for, why_no_value_of
+from cosearch.targets import TARGETS, MeasurePeaks, why_no_value_for, why_no_value_of
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -86,9 +86,9 @@ class Accelerator(ABC):
         )
 
     def compile(
-        self, jitted: Any, arguments: Sequence[jax.ShapeDtypeStruct], options: Mapping[str, Any] | None = None
+        self, function: Callable[..., Any], arguments: Sequence[Any], options: Mapping[str, Any] | None = None
     ) -> jax.stages.Compiled:
-        """A jitted function of these arguments, compiled for the chip.
+        """A function of these arrays or their specs, jitted or not, compiled for the chip.
 
         Raises:
             Rejected: the compiler refuses it, or an option.
@@ -96,6 +96,7 @@ class Accelerator(ABC):
         mesh = self.mesh()
         whole = NamedSharding(mesh, PartitionSpec())
         specs = jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=whole), tuple(arguments))
+        jitted: Any = function if isinstance(function, jax.stages.Wrapped) else jax.jit(function)
         try:
             with jax.set_mesh(mesh), self.exact():
                 lowered = jitted.trace(*specs).lower(lowering_platforms=(self.lowered_for,))
@@ -108,9 +109,17 @@ class Accelerator(ABC):
         their place, which is another format than the candidate says."""
         return jax.default_matmul_precision("highest")
 
-    def compile_function(self, function: Callable[..., Any], *arguments: Any) -> jax.stages.Compiled:
-        """`function` of arrays or their specs, compiled for the chip."""
-        return self.compile(jax.jit(function), arguments)
+
+def accelerator(name: str) -> Accelerator:
+    """The GPU or TPU of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    chip = TARGETS[name]
+    if not isinstance(chip, Accelerator):
+        raise UserError(f"the target {name!r} is no GPU or TPU")
+    return chip
 
 
 @functools.cache

@@ -26,9 +26,10 @@ import numpy as np
 
 from cosearch.architecture.attention.softmax import attend
 from cosearch.architecture.cache import ORDERS
-from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS, CachedAttention, Product, absent
+from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS, CachedAttention, Product
 from cosearch.kernels.dot_product_attention import logical
 from cosearch.precision import FORMATS
+from cosearch.targets.accelerator import accelerator
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 
@@ -233,10 +234,11 @@ def ceilings() -> dict[str, float]:
 
 def compile_for_h100(case: Case) -> str:
     """Whether the kernel compiles for a chip that is not there."""
-    if why := absent.why_not("h100"):
+    chip = accelerator("h100")
+    if why := chip.why_unavailable():
         return why
     given = operands(case, 0)
-    absent.compile_for("h100", implementations(case)["pallas_gpu"], *given.small, *given.large)
+    chip.compile(implementations(case)["pallas_gpu"], (*given.small, *given.large))
     return "compiled"
 
 

@@ -14,14 +14,16 @@ from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Choices
 from cosearch.core.workload import Phase
 from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS, CachedAttention, Product
-from cosearch.kernels.absent import CHIPS, compile_for, why_not
 from cosearch.precision import FORMATS, Precision
 from cosearch.schedule import Schedule
 from cosearch.schedule.program import Program
+from cosearch.targets.accelerator import accelerator
 
 pytestmark = pytest.mark.chips
 
-PALLAS = {"v5e": "pallas_tpu", "v6e": "pallas_tpu", "h100": "pallas_gpu"}
+PALLAS = {"tpu_v5e": "pallas_tpu", "tpu_v6e": "pallas_tpu", "h100": "pallas_gpu"}
+CHIPS = tuple(PALLAS)
+"""What the kernels are written for."""
 FORMS = ("bfloat16", "float8_e4m3", "int8", "int4_g32", "int4_g64", "int4_g128")
 
 
@@ -32,7 +34,7 @@ def compile_product(chip: str, product: Product) -> bool:
         return False
     x = jax.ShapeDtypeStruct((product.tokens, product.rows), product.dtype)
     stored = FORMATS[product.format].spec(product.rows, product.columns, product.layout)
-    compiled = compile_for(chip, lambda x, stored: kernel(x, stored, product), x, stored)
+    compiled = accelerator(chip).compile(lambda x, stored: kernel(x, stored, product), (x, stored))
     assert "custom-call" in str(compiled.as_text())
     return True
 
@@ -51,14 +53,9 @@ def compile_attention(chip: str, attention: CachedAttention) -> bool:
     query = jax.ShapeDtypeStruct((attention.batch, attention.heads, attention.head_dim), attention.dtype)
     length = jax.ShapeDtypeStruct((), jnp.int32)
     given = query, stored, stored, length
-    compiled = compile_for(chip, lambda q, k, v, length: kernel(q, k, v, length, attention), *given)
+    compiled = accelerator(chip).compile(lambda q, k, v, length: kernel(q, k, v, length, attention), given)
     assert "custom-call" in str(compiled.as_text())
     return True
-
-
-@pytest.mark.parametrize("chip", CHIPS)
-def test_what_it_takes_is_installed(chip: str) -> None:
-    assert why_not(chip) is None
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -78,10 +75,10 @@ def compiled_decoder(chip: str, phase: Phase = "decode", formats: Sequence[Any] 
     shape = DecoderShape.of(Choices({"width": 256, "depth": 2, "attention": "mha", "ffn_ratio": 3}))
     model = Decoder(shape, Precision(), Schedule("unroll", **schedule))
     program = Program(model, phase, batch=8, capacity=1024, chunk=64)
-    return program, compile_for(chip, program.jitted(formats), *program.arguments())
+    return program, program.compile({}, formats, accelerator(chip).compile)
 
 
-@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+@pytest.mark.parametrize("chip", ["tpu_v5e", "tpu_v6e"])
 def test_the_compiler_for_tpus_chooses_layouts_that_it_copies_less(chip: str) -> None:
     """Weights and caches then lie so before, and a prefill takes them as they lie for the decode step."""
 
@@ -98,7 +95,7 @@ def test_the_compiler_for_tpus_chooses_layouts_that_it_copies_less(chip: str) ->
     assert [one.layout for one in prefill.formats(compiled)] == [one.layout for one in formats]
 
 
-@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+@pytest.mark.parametrize("chip", ["tpu_v5e", "tpu_v6e"])
 def test_the_compiler_for_tpus_keeps_to_the_limits_of_fusion(chip: str) -> None:
     plain, limited = (compiled_decoder(chip, fuse_limit=limit)[1].as_text() for limit in ("none", "products"))
     assert "FUSE_LIMIT" in limited and "FUSE_LIMIT" not in plain
