@@ -1,8 +1,13 @@
 """What is said of a chip that is not here is a prediction, with an interval."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from cosearch.core.candidate import Candidate
@@ -11,6 +16,7 @@ from cosearch.core.workload import OperatingPoint, Workload
 from cosearch.latency.absent import estimate
 from cosearch.latency.features import work
 from cosearch.latency.hlo import HloFeatures, Kernel
+from cosearch.stages import Measure, Predict
 from cosearch.targets import TARGETS
 
 DECODE = OperatingPoint("decode", 1, 64)
@@ -37,6 +43,27 @@ def test_it_is_predicted_with_an_interval():
     assert found.interval is not None
     low, high = found.interval
     assert low < found.value < high and high / low > 4
+
+
+class Answering:
+    """A worker that has compiled a program of these features."""
+
+    def __init__(self, features: HloFeatures) -> None:
+        self.features = features
+
+    def call(self, task: str, arguments: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        assert task == "features"
+        return json.loads(json.dumps({"features": [self.features.to_json()]}))
+
+
+def test_the_stage_that_takes_the_place_of_measuring_predicts():
+    compiled = jax.jit(lambda x: jnp.exp(x) + 1).lower(jax.ShapeDtypeStruct((1 << 20,), jnp.float32)).compile()
+    worker: Any = Answering(HloFeatures.of(compiled, []))
+    stage, asked = Predict(worker, 10.0), problem("tpu_v5e", DECODE)
+    assert (stage.name, stage.provides) == ("predict", Measure.provides)
+    found = stage(candidate(), asked)["latency_s"]
+    assert found.source == "predicted" and found.interval is not None
+    assert found.value >= 2 * 4 * 2**20 / asked.target.bandwidth_bytes_per_s
 
 
 def test_it_is_bytes_over_bandwidth_and_what_kernels_cost_to_start():
