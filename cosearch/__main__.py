@@ -4,6 +4,7 @@ The only file that imports Hydra: it composes `conf/` into plain data and hands 
 imported or called; names go through the registries.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -87,6 +88,8 @@ def generate(arguments: list[str]) -> None:
     defaults = {"tokens": 64, "temperature": 0.0, "seed": 0}
     kinds = {"artifact": Path, "prompt": str, "tokens": int, "temperature": float, "seed": int}
     options = _options(arguments, kinds, defaults)
+    # JAX's plugin for CUDA may be here to compile only, without the libraries whose lack it complains of.
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     import jax
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # each token waits for the one before, and so does Python

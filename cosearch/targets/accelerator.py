@@ -30,6 +30,10 @@ ENVIRONMENT = {
 }
 """Of a process that compiles for a chip that is not attached to its machine."""
 
+_EXACT = "highest"
+"""Products of float32 are that: by default XLA multiplies bfloat16 on TPUs, and TF32 on GPUs, in their place, which is
+another format than the candidate says."""
+
 _MULTIPLIED = {"int8": "int8", "float8_e4m3": "float8_e4m3fn"}
 """What the inputs of products may be rounded to, and the dtype of it."""
 
@@ -48,7 +52,7 @@ class Accelerator(ABC):
     cores: int
     power_w: float | None = None
 
-    environment: ClassVar[Mapping[str, str]] = {}
+    environment: ClassVar[Mapping[str, str]] = {"JAX_DEFAULT_MATMUL_PRECISION": _EXACT}
     platform: ClassVar[str]
     lowered_for: ClassVar[str]
     overhead_s: ClassVar[float]
@@ -105,9 +109,8 @@ class Accelerator(ABC):
             raise Rejected(f"does not compile for {self.name}: {str(error).splitlines()[0][:500]}") from None
 
     def exact(self) -> AbstractContextManager[None]:
-        """Where products of float32 are lowered as such: by default XLA multiplies bfloat16 on TPUs and TF32 on GPUs in
-        their place, which is another format than the candidate says."""
-        return jax.default_matmul_precision("highest")
+        """Where products are lowered as those of an attached chip are."""
+        return jax.default_matmul_precision(_EXACT)
 
 
 def accelerator(name: str) -> Accelerator:
