@@ -207,7 +207,8 @@ class PallasTpuAttention:
 
 def _product(left: jax.Array, right: jax.Array, axis: int) -> jax.Array:
     """`left` [m, k] times `right`, whose `axis` is k, summed in float32."""
-    exact = lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
+    # Mosaic refuses a precision for products of bfloat16 that is set for all of a process.
+    exact = lax.Precision.HIGHEST if left.dtype == jnp.float32 else lax.Precision.DEFAULT
     return lax.dot_general(
         left, right.astype(left.dtype), (((1,), (axis,)), ((), ())), precision=exact, preferred_element_type=jnp.float32
     )

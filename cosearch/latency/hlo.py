@@ -10,7 +10,7 @@ To tell a model of something new, add it to `Kernel` or to `HloFeatures`.
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -161,31 +161,33 @@ class Module:
     """Optimised HLO."""
 
     text: str
-    _entry: list[str] = field(default_factory=list, init=False, repr=False)
 
-    @cached_property
+    @property
     def computations(self) -> dict[str, dict[str, Instruction]]:
         """Instructions by name, by computation."""
-        found: dict[str, dict[str, Instruction]] = {}
+        return self._parsed[1]
+
+    @property
+    def entry(self) -> str:
+        """The computation that is run; "" where there is none."""
+        return self._parsed[0]
+
+    @cached_property
+    def _parsed(self) -> tuple[str, dict[str, dict[str, Instruction]]]:
+        entry, found = "", {}
         inside: dict[str, Instruction] | None = None
         for line in self.text.splitlines():
             if inside is None or not line.startswith(" "):
                 if head := _COMPUTATION.match(line):
                     inside = found[head[2]] = {}
-                    if head[1]:
-                        self._entry.append(head[2])
+                    entry = head[2] if head[1] else entry
             elif part := _INSTRUCTION.match(line):
                 name, shapes, opcode, rest = part.groups()
                 operands = tuple(_OPERAND.findall(rest[: _closing(rest)]))
                 inside[name] = Instruction(
                     name, opcode, tuple(_shapes(shapes)), operands, line, line.lstrip().startswith("ROOT ")
                 )
-        return found
-
-    @property
-    def entry(self) -> str:
-        """The computation that is run; "" where there is none."""
-        return self._entry[0] if self.computations and self._entry else ""
+        return entry, found
 
     def kernels(self) -> Iterator[Kernel]:
         """Every kernel that a run starts."""
