@@ -26,7 +26,7 @@ from cosearch.measure.process import Worker
 from cosearch.paths import cache_dir
 from cosearch.proposers import PROPOSERS, Setting
 from cosearch.settings import Settings
-from cosearch.stages import Compile, Measure, Static, Verify, latency_key
+from cosearch.stages import Compile, Measure, Static, latency_key
 from cosearch.targets import TARGETS
 
 HERE = Path(__file__).parent
@@ -58,7 +58,7 @@ def drawn(space: Space, problem: Problem, seed: int) -> Iterator[Candidate]:
 
 
 def score(candidate: Candidate, problem: Problem, stages: list[Stage]) -> Trial:
-    """Compile, verify and measure one, as a search does."""
+    """Compile and measure one, as a search does."""
     metrics, failure, seconds = {}, None, {}
     for stage in stages:
         start = monotonic()
@@ -89,7 +89,6 @@ def measure(chosen: Settings, candidates: int, again: int, seed: int) -> None:
         stages = [
             Static(),
             Compile(worker, limits.compile_s),
-            Verify(worker, limits.verify_s),
             Measure(worker, limits.measure_s, chosen.measure_seconds),
         ]
         done = [trial for trial, _ in results()]
