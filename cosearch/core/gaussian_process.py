@@ -68,6 +68,17 @@ class GaussianProcess:
         deviation = np.sqrt(np.maximum(variance, 0.0) + np.exp(2 * self._log_noise))
         return self._mean + self._size * mean, self._size * deviation
 
+    def left_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation [n] of each example if it alone had been left out (Rasmussen and Williams 2006,
+        equations 5.10 to 5.12)."""
+        inverse = np.diag(cho_solve(self._factor, np.eye(len(self._weights))))
+        values = self._factor_times(self._weights)
+        return self._mean + self._size * (values - self._weights / inverse), self._size / np.sqrt(inverse)
+
+    def _factor_times(self, weights: np.ndarray) -> np.ndarray:
+        lower = np.tril(self._factor[0])
+        return lower @ (lower.T @ weights)
+
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1)[None, :] - 2 * a @ b.T, 0.0)

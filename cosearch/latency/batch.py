@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -18,9 +18,9 @@ from cosearch import axes
 from cosearch.architecture.attention import AttentionShape
 from cosearch.architecture.attention.softmax import SoftmaxShape
 from cosearch.architecture.decoder import cached_as, scheduled_as
-from cosearch.architecture.feedforward import FEEDFORWARD
+from cosearch.architecture.feedforward import FEEDFORWARD, FeedForwardShape
 from cosearch.architecture.linear import MatrixStorage
-from cosearch.architecture.shape import ABSORBED, DECIDES, EMBEDDING, DecoderShape
+from cosearch.architecture.shape import ABSORBED, DECIDES, EMBEDDING, VOCABULARY, DecoderShape
 from cosearch.core.candidate import AXES, Candidate, Value
 from cosearch.core.errors import Rejected
 from cosearch.core.space import Space, variant_knobs
@@ -214,6 +214,21 @@ class _Blocks:
     stored: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Counted:
+    """The quantities of an operation, and its bytes by format that are read and stored."""
+
+    size: np.ndarray
+    read_bytes: np.ndarray
+    stored_bytes: np.ndarray
+
+    def plus(self, other: "_Counted") -> "_Counted":
+        """Both together."""
+        return _Counted(
+            self.size + other.size, self.read_bytes + other.read_bytes, self.stored_bytes + other.stored_bytes
+        )
+
+
 class _Interned:
     """Distinct things, in the order in which they came."""
 
@@ -246,6 +261,7 @@ class Operations:
         self._product = _Table(self.encoding, _PRODUCT, lambda candidate: candidate)
         self._cache = _Table(self.encoding, _CACHE, lambda candidate: candidate)
         self._context = _Table(self.encoding, context, self._words(context))
+        self._steps = np.zeros(0)
         self.entries, self.storages = _Interned(), _Interned()
         self._storages_none = self.storages(Storage("dot"))
         self._groups: dict[Any, tuple[int, str]] = {}
@@ -258,7 +274,10 @@ class Operations:
         self._formats = {name: at for at, name in enumerate(sorted(formats))}
         pairs = [(str(cache), str(dtype)) for cache in sorted(map(str, caches)) for dtype in known["precision.activations"]]
         self._caches = {pair: at for at, pair in enumerate(pairs)}
+        # Where layers may be stored differently, their blocks are told apart.
         self._by_layer = any(isinstance(value, tuple) for value in known["precision.kv_cache"])
+        self._by_layer |= any(pattern != EMBEDDING for pattern in self._patterns)
+        self._known_blocks: dict[Any, list[tuple[int, _Counted]]] = {}
         self._stacked: dict[str, tuple[int, Any]] = {}
         self._storage_of: dict[str, np.ndarray] = {}
         self._runs = np.zeros((0, 0), np.int8)
@@ -272,6 +291,8 @@ class Operations:
         """Describe candidates, rows of `self.encoding`."""
         parts = [(table, table.find(rows)) for table in (self._attention, self._feedforward)]
         product, cache, context = (table.find(rows) for table in (self._product, self._cache, self._context))
+        for words in self.contexts[len(self._steps) :]:
+            self._steps = np.append(self._steps, self._steps_of(words))
         legal = np.ones(len(rows), bool)
         found = []
         for name, (table, number) in zip(("attention", "feedforward"), parts, strict=True):
@@ -292,6 +313,7 @@ class Operations:
             for key in ("read", "stored")
         )
         size[:, :, 2] += read
+        size[:, :, 0] /= np.where(self._is_call[entry], self._steps[context][:, None], 1)
         of_cache = self._is_cache[entry]
         held = np.where(of_cache, stored, 0).sum(axis=1)
         return Batch(entry, storage, context, size, stored.sum(axis=1) - held, held, legal)
@@ -311,61 +333,78 @@ class Operations:
         return self._blocks(shape, "feedforward")
 
     def _blocks(self, shape: DecoderShape, which: str) -> _Blocks:
-        point, width = self._point, max(len(self._formats), len(self._caches))
-        merged: dict[int, list[np.ndarray]] = {}
+        merged: dict[int, _Counted] = {}
 
-        def add(entry: Entry, size: Sequence[float], read: Sequence[float], stored: Sequence[float]) -> None:
-            arrays = [np.array(size, float), np.zeros(width), np.zeros(width)]
-            arrays[1][: len(read)], arrays[2][: len(stored)] = read, stored
-            number = self.entries(entry)
+        def add(number: int, counted: _Counted) -> None:
             before = merged.get(number)
-            merged[number] = arrays if before is None else [a + b for a, b in zip(before, arrays, strict=True)]
+            merged[number] = counted if before is None else counted.plus(before)
 
-        for path, sizes in shape.linears().items():
-            if (path == EMBEDDING or path.split(".")[2] == "attention") != (which == "attention"):
-                continue
-            *stack, rows, columns = sizes
-            compression = shape.compression_of(path)
-            storage = MatrixStorage(compression=compression)
-            entry = Entry(role_of(path, sizes), rows, columns, self._group(path), compression)
-            used = math.prod(stack) * read_fraction(shape, path, 1)
-            bits = [_bits(name, compression, rows, columns) for name in self._formats]
-            stored = np.array(bits) / 8 * math.prod(stack)
-            multiplied = point.tokens * used * storage.stored_rows(rows) * columns
-            size = (used, multiplied, 0.0, point.tokens * used * columns)
-            add(entry, size, stored * read_fraction(shape, path, point.tokens), stored)
         for index, layer in enumerate(shape.layers):
-            if getattr(layer, which) is None:
-                continue
-            add(Entry("block"), (1.0, 0.0, 0.0, float(point.tokens * shape.width)), (), ())
-            attention = layer.attention
-            if which == "attention" and attention is not None:
-                self._add_attention(add, attention, index)
+            block = getattr(layer, which)
+            if block is not None:
+                for number, counted in self._block(shape, which, block, index):
+                    add(number, counted)
         if which == "attention":
-            add(Entry("call"), (1.0, 0.0, 0.0, 0.0), (), ())
-        return _Blocks(
-            list(merged),
-            np.array([one[0] for one in merged.values()]),
-            np.array([one[1] for one in merged.values()]),
-            np.array([one[2] for one in merged.values()]),
+            add(*self._matrix(shape, EMBEDDING, (shape.width, VOCABULARY), 1.0, 1.0))
+            add(self.entries(Entry("call")), self._counted((1.0, 0.0, 0.0, 0.0)))
+        each = list(merged.values())
+        sizes, read, stored = (
+            np.array([getattr(one, name) for one in each]) for name in ("size", "read_bytes", "stored_bytes")
         )
+        return _Blocks(list(merged), sizes, read, stored)
 
-    def _add_attention(self, add: Callable[..., None], attention: AttentionShape, index: int) -> None:
+    def _block(
+        self, shape: DecoderShape, which: str, block: AttentionShape | FeedForwardShape, index: int
+    ) -> "list[tuple[int, _Counted]]":
+        """What one block of a layer runs; made once for all that are alike."""
+        key = (which, shape.width, shape.compression, block, index if self._by_layer else 0)
+        if key in self._known_blocks:
+            return self._known_blocks[key]
+        found = [(self.entries(Entry("block")), self._counted((1.0, 0.0, 0.0, float(self._point.tokens * shape.width))))]
+        for name, sizes in block.linears(shape.width).items():
+            path = f"layers.{index}.{which}.{name}"
+            used, read = (read_fraction(shape, path, tokens) for tokens in (1, self._point.tokens))
+            found.append(self._matrix(shape, path, sizes, used, read))
+        if which == "attention":
+            found.append(self._cached(cast(AttentionShape, block), index))
+        self._known_blocks[key] = found
+        return found
+
+    def _matrix(
+        self, shape: DecoderShape, path: str, sizes: tuple[int, ...], used: float, read: float
+    ) -> "tuple[int, _Counted]":
+        """The products with a matrix, or a stack of them of which a token uses a part, and all tokens read one."""
+        *stack, rows, columns = sizes
+        compression, tokens = shape.compression_of(path), self._point.tokens
+        entry = Entry(role_of(path, sizes), rows, columns, self._group(path), compression)
+        stored_rows = rows if compression is None else compression.stored_rows(rows)
+        count, matrices = used * math.prod(stack), math.prod(stack)
+        bytes_ = [_bits(name, compression, rows, columns) / 8 * matrices for name in self._formats]
+        size = (count, tokens * count * stored_rows * columns, 0.0, tokens * count * columns)
+        return self.entries(entry), self._counted(size, [read * one for one in bytes_], bytes_)
+
+    def _cached(self, attention: AttentionShape, index: int) -> "tuple[int, _Counted]":
+        """Attention to cached tokens, or the update of a state."""
         point = self._point
-        reads = attention.reads(point.batch, point.context)
-        tensors = attention.cache(point.batch, point.context)
+        reads, tensors = (each(point.batch, point.context) for each in (attention.reads, attention.cache))
         states = sum(math.prod(state) for state in attention.states(point.batch, point.context).values())
         rows, columns = (sum(math.prod(one[2:]) for one in each.values()) for each in (reads, tensors))
-        entry = Entry(
-            "attention" if reads else "state", rows, columns, index if self._by_layer else 0, None, attention
-        )
+        role: Role = "attention" if reads else "state"
+        entry = Entry(role, rows, columns, index if self._by_layer else 0, None, attention)
         multiplied = point.batch * attention.multiplications(point.tokens // point.batch, point.context)
         capacity = sum(math.prod(tensor) for tensor in tensors.values())
         read, stored = (
             [sum(cached_bytes(*pair, one) for one in each.values()) + STATE_BYTES * states for pair in self._caches]
             for each in (reads, tensors)
         )
-        add(entry, (1.0, multiplied, 0.0, float(capacity)), read, stored)
+        return self.entries(entry), self._counted((1.0, multiplied, 0.0, float(capacity)), read, stored)
+
+    def _counted(
+        self, size: Sequence[float], read: Sequence[float] = (), stored: Sequence[float] = ()
+    ) -> "_Counted":
+        width = max(len(self._formats), len(self._caches))
+        padded = [np.array([*each, *[0.0] * (width - len(each))]) for each in (read, stored)]
+        return _Counted(np.array(size), *padded)
 
     def _group(self, path: str) -> int:
         key = (tuple(fnmatchcase(path, pattern) for pattern in self._patterns), path.endswith(DECIDES))
@@ -399,6 +438,7 @@ class Operations:
         self._stacked[name] = len(table.made), arrays
         entries: list[Entry] = self.entries.all
         self._is_cache = np.array([entry.attention is not None for entry in entries])
+        self._is_call = np.array([entry.role == "call" for entry in entries])
         self._entry_group = np.array([entry.group for entry in entries])
         self._has_matrix = np.array([entry.columns > 0 and entry.attention is None for entry in entries])
         return arrays
@@ -482,6 +522,11 @@ class Operations:
             product = stored.product(self._point.tokens, (entry.rows, entry.columns), "float32")
             by = product_by(entry.role, schedule, product)
         return self.storages(replace(storage, by=by))
+
+    def _steps_of(self, words: Sequence[str]) -> int:
+        """How many steps of a decode program one call runs."""
+        told = [int(word.partition("=")[2]) for word in words if word.startswith("schedule.steps=")]
+        return min(told[0], self._point.context) if told and self._point.phase == "decode" else 1
 
     def _words(self, names: Sequence[str]) -> Callable[[Candidate], tuple[str, ...]]:
         def words(candidate: Candidate) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ class SurrogateProposer:
         found = {}
         for name, prediction in self._predictions([candidate]).items():
             low, middle, high = (float(prediction.quantile(z)[0]) for z in (-_Z90, 0.0, _Z90))
-            found[name] = predicted(name, middle, (low, high))
+            found[name] = predicted(name, middle, (low, high), prediction.model)
         return found
 
     @property
