@@ -46,9 +46,11 @@ copied with."""
 
 INACTIVE = -1
 _PRODUCT = ("precision.weights", "precision.rules", "precision.matmul_inputs", "precision.activations")
-_PRODUCT += ("schedule.matmul", "schedule.weight_layout", "schedule.attention")
+_PRODUCT += ("schedule.matmul", "schedule.weight_layout", "schedule.attention", "schedule.layers", "schedule.fusion")
 _CACHE = ("precision.kv_cache", "precision.activations", "schedule.attention", "schedule.cache_layout")
-_NOT_CONTEXT = {*_PRODUCT, *_CACHE} - {"precision.activations"}
+_CACHE += ("schedule.layers", "schedule.fusion")
+_HOW = ("precision.activations", "schedule.layers", "schedule.fusion")
+_NOT_CONTEXT = {*_PRODUCT, *_CACHE, *_HOW}
 
 
 class Encoding:
@@ -146,12 +148,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Storage:
-    """How the operand of an operation is stored and which implementation runs it."""
+    """How the operand of an operation is stored and which implementation runs it, in which numbers, in what loop over
+    the layers and in how large a call."""
 
     by: str
     format: str = ""
     layout: str = ""
     inputs: str = ""
+    dtype: str = ""
+    layers: str = ""
+    fusion: str = ""
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -260,6 +266,7 @@ class Operations:
         self._feedforward = _Table(self.encoding, [*both, *own, *sparse], self._feedforward_blocks)
         self._product = _Table(self.encoding, _PRODUCT, lambda candidate: candidate)
         self._cache = _Table(self.encoding, _CACHE, lambda candidate: candidate)
+        self._plain = _Table(self.encoding, _HOW, lambda candidate: candidate)
         self._context = _Table(self.encoding, context, self._words(context))
         self._steps = np.zeros(0)
         self.entries, self.storages = _Interned(), _Interned()
@@ -293,29 +300,28 @@ class Operations:
         product, cache, context = (table.find(rows) for table in (self._product, self._cache, self._context))
         for words in self.contexts[len(self._steps) :]:
             self._steps = np.append(self._steps, self._steps_of(words))
-        legal = np.ones(len(rows), bool)
-        found = []
-        for name, (table, number) in zip(("attention", "feedforward"), parts, strict=True):
-            stacked = self._stack(name, table)
-            legal &= stacked["legal"][number]
-            found.append({key: array[number] for key, array in stacked.items()})
-        entry = np.concatenate([part["entry"] for part in found], axis=1)
-        size = np.concatenate([part["size"] for part in found], axis=1)
-        storage, column = self._stored(entry, product, cache)
-        read, stored = (
-            np.concatenate(
-                [
-                    np.take_along_axis(part[key], column[:, first : first + part["entry"].shape[1], None], axis=2)[..., 0]
-                    for part, first in zip(found, (0, found[0]["entry"].shape[1]), strict=True)
-                ],
-                axis=1,
+        stacked = [self._stack(name, table) for name, (table, _) in zip(("attention", "feedforward"), parts, strict=True)]
+        numbers = [number for _, number in parts]
+
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([one[name][at] for one, at in zip(stacked, numbers, strict=True)], axis=1)
+
+        entry, size = joined("entry"), joined("size")
+        storage, column = self._stored(entry, product, cache, self._plain.find(rows))
+        places = stacked[0]["entry"].shape[1]
+        columns = (column[:, :places], column[:, places:])
+
+        def bytes_of(name: str) -> np.ndarray:
+            each = zip(stacked, numbers, columns, strict=True)
+            return np.concatenate(
+                [one[name][at[:, None], np.arange(own.shape[1]), own] for one, at, own in each], axis=1
             )
-            for key in ("read", "stored")
-        )
-        size[:, :, 2] += read
+
+        stored = bytes_of("stored")
+        size[:, :, 2] += bytes_of("read")
         size[:, :, 0] /= np.where(self._is_call[entry], self._steps[context][:, None], 1)
-        of_cache = self._is_cache[entry]
-        held = np.where(of_cache, stored, 0).sum(axis=1)
+        held = np.where(self._is_cache[entry], stored, 0).sum(axis=1)
+        legal = stacked[0]["legal"][numbers[0]] & stacked[1]["legal"][numbers[1]]
         return Batch(entry, storage, context, size, stored.sum(axis=1) - held, held, legal)
 
     def _attention_blocks(self, candidate: Candidate) -> "_Blocks | None":
@@ -443,9 +449,12 @@ class Operations:
         self._has_matrix = np.array([entry.columns > 0 and entry.attention is None for entry in entries])
         return arrays
 
-    def _stored(self, entry: np.ndarray, product: np.ndarray, cache: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _stored(
+        self, entry: np.ndarray, product: np.ndarray, cache: np.ndarray, plain_number: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The storage of each operation [n, S], and the column that its bytes stand in."""
-        storage = np.full(entry.shape, self._storages_none, np.int64)
+        plain = self._lookup(self._plain, self._plain_storage, 1)[0, plain_number, 0]
+        storage = np.broadcast_to(plain[:, None], entry.shape)
         column = np.zeros(entry.shape, np.int64)
         group = self._entry_group[entry]
         for there, number, table, make in (
@@ -482,14 +491,21 @@ class Operations:
         by = schedule.matmul
         if path.endswith(ABSORBED):
             by = product_by("absorbed", schedule, storage.product(1, (1, 1), precision.activations))
-        number = self.storages(Storage(by, storage.format, storage.layout, storage.inputs))
+        how = (precision.activations, schedule.layers, schedule.fusion)
+        number = self.storages(Storage(by, storage.format, storage.layout, storage.inputs, *how))
         return number, self._formats[storage.format]
 
     def _cache_storage(self, group: int, candidate: Candidate) -> tuple[int, int]:
         precision, schedule = Precision.of(candidate.precision), Schedule.of(candidate.schedule)
         cache = cached_as(precision, schedule, group)
-        number = self.storages(Storage(schedule.attention, cache.format, cache.layout))
+        how = (precision.activations, schedule.layers, schedule.fusion)
+        number = self.storages(Storage(schedule.attention, cache.format, cache.layout, "", *how))
         return number, self._caches[cache.format, precision.activations]
+
+    def _plain_storage(self, group: int, candidate: Candidate) -> tuple[int, int]:
+        schedule = Schedule.of(candidate.schedule)
+        activations = Precision.of(candidate.precision).activations
+        return self.storages(Storage("dot", "", "", "", activations, schedule.layers, schedule.fusion)), 0
 
     def _run_by(self, entry: np.ndarray, storage: np.ndarray) -> np.ndarray:
         """`storage`, with the lowering "dot" in the place of kernels that do not run an entry."""

@@ -17,7 +17,7 @@ from cosearch.core.problem import Problem
 from cosearch.core.space import Space
 from cosearch.core.trial import Trial
 from cosearch.latency.batch import Encoding, Operations
-from cosearch.latency.network import RateNetwork
+from cosearch.latency.network import RateNetwork, Seconds
 
 VERSION = 2
 """Of what the model makes of its data; figures of another are not of the same model."""
@@ -25,6 +25,8 @@ VERSION = 2
 _UNTRAINED_DEVIATION = 1.0
 """Of the log residual before there are examples: a factor of e either way."""
 _LEAST_EXAMPLES = 4
+_LEFT_BY_ROOFLINE, _LEFT_BY_NETWORK = 0.1, 0.6
+"""Which part of the deviation of what is left is likely noise."""
 _CHUNK = 8192
 """Candidates that are described at a time: as many as stay in the caches."""
 _THREADS = 2
@@ -57,11 +59,14 @@ class LatencyModel:
 
     def __init__(self, space: Space, problem: Problem, network: RateNetwork | None = None) -> None:
         self._problem = problem
-        self._network = network or RateNetwork.load(problem.target.platform)
+        network = network or RateNetwork.load(problem.target.platform)
         self._operations = [Operations(space, point) for point in problem.workload.points]
+        self._seconds = [Seconds(network, one, problem.target) for one in self._operations]
         self.encoding: Encoding = self._operations[0].encoding
         self._choices = [_features_of(values) for values in self.encoding.values.values()]
         self._fitted: dict[str, GaussianProcess] = {}
+        # What a trained network leaves is mostly noise.
+        self._noise = {"latency_s": _LEFT_BY_NETWORK if network.tokens else _LEFT_BY_ROOFLINE, "memory_bytes": 0.1}
         self._scale = dict.fromkeys(self.metrics, 1.0)
         self._data = "nothing"
 
@@ -83,7 +88,7 @@ class LatencyModel:
             features, priors, _ = self._describe(self.encoding.rows([trial.candidate for trial in examples]))
             values = [trial.metrics[metric].value for trial in examples]
             residual = np.log(values) - priors[:, self.metrics.index(metric)]
-            process = GaussianProcess.fit(features, residual)
+            process = GaussianProcess.fit(features, residual, self._noise[metric])
             self._fitted[metric] = process
             if len(examples) >= _LEAST_CALIBRATED:
                 mean, deviation = process.left_out()
@@ -100,36 +105,40 @@ class LatencyModel:
         """
         return self.predict_rows(self.encoding.rows(candidates))
 
-    def predict_rows(self, rows: np.ndarray) -> dict[str, Prediction]:
-        """Predict both metrics of each row of `self.encoding`; thousands are screened by this."""
-        chunks = [rows[first : first + _CHUNK] for first in range(0, len(rows), _CHUNK)] or [rows]
-        described = [self._describe(chunk) for chunk in chunks]  # tables grow, one at a time
+    def predict_rows(self, rows: np.ndarray, metrics: Sequence[str] = metrics) -> dict[str, Prediction]:
+        """Predict some `metrics` of each row of `self.encoding`; thousands are screened by this."""
+        described, found = [], []
         with ThreadPoolExecutor(_THREADS) as threads:
-            found = list(threads.map(self._predict, described))
+            # Tables grow, so that one chunk after the other is described, beside the predictions for those before.
+            for first in range(0, max(len(rows), 1), _CHUNK):
+                described.append(self._describe(rows[first : first + _CHUNK]))
+                found.append(threads.submit(self._predict, described[-1], metrics))
         predictions = {}
-        for index, metric in enumerate(self.metrics):
-            mean, deviation = (np.concatenate([one[index][part] for one in found]) for part in (0, 1))
+        for metric in metrics:
+            mean, deviation = (np.concatenate([one.result()[metric][part] for one in found]) for part in (0, 1))
             least = np.concatenate([one[2] for one in described]) if metric == "memory_bytes" else -np.inf
             predictions[metric] = Prediction(mean, deviation, least=least, model=self.name)
         return predictions
 
-    def _predict(self, described: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _predict(
+        self, described: tuple[np.ndarray, np.ndarray, np.ndarray], metrics: Sequence[str]
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         features, priors, _ = described
-        found = []
-        for index, metric in enumerate(self.metrics):
+        found = {}
+        for metric in metrics:
             mean, deviation = np.zeros(len(features)), np.full(len(features), _UNTRAINED_DEVIATION)
             if metric in self._fitted:
                 mean, deviation = self._fitted[metric].predict(features)
-            found.append((priors[:, index] + mean, self._scale[metric] * deviation))
+            found[metric] = (priors[:, self.metrics.index(metric)] + mean, self._scale[metric] * deviation)
         return found
 
     def _describe(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Features [n, d], the logarithms of the prior latency and memory [n, 2], and the bytes that are stored [n]."""
-        workload, target = self._problem.workload, self._problem.target
+        workload = self._problem.workload
         features, seconds, stored = [], 0.0, np.zeros(len(rows))
-        for point, operations in zip(workload.points, self._operations, strict=True):
+        for point, operations, expect in zip(workload.points, self._operations, self._seconds, strict=True):
             batch = operations(rows)
-            expected = self._network.log_seconds(operations, batch, target)
+            expected = expect.log_seconds(batch)
             share = point.weight / (point.tokens / point.batch) / sum(one.weight for one in workload.points)
             seconds = seconds + share * np.exp(expected.mean(axis=0))
             held = batch.weight_bytes + batch.cache_bytes

@@ -13,10 +13,11 @@ import numpy as np
 
 from cosearch.core.target import Target
 from cosearch.latency.batch import QUANTITIES, Batch, Operations
+from cosearch.latency.operations import ROLES
 
 PRETRAINED = Path(__file__).parent / "pretrained"
-_SIZES = 6
-_MOST = 8.0
+SIZES = 6
+MOST = 8.0
 """Of the logarithm of how far an operation may be from its roofline."""
 
 Weights = Mapping[str, np.ndarray]
@@ -24,11 +25,12 @@ Weights = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class RateNetwork:
-    """An ensemble of networks of one hidden layer over the `tokens` (words of entries, storages and contexts).
+    """An ensemble of networks of one hidden layer over `tokens`, the words of entries, storages and contexts.
 
     Each member gives for an operation the logarithms of four factors: over `target.overhead_s` for each run, over the
-    peak for each multiplication, over the bandwidth for each byte, and for each output. Words that it does not know
-    count nothing.
+    peak for each multiplication, over the bandwidth for each byte, and for each output. What an operation is and how it
+    is stored decide them together, and the context changes them for each role. Words that it does not know count
+    nothing.
     """
 
     tokens: tuple[str, ...]
@@ -37,14 +39,15 @@ class RateNetwork:
     @classmethod
     def untrained(cls) -> "RateNetwork":
         """One that says the roofline."""
-        empty = {"embed": np.zeros((0, 1)), "direct": np.zeros((0, 4)), "size": np.zeros((_SIZES, 1))}
-        return cls((), ({**empty, "bias": np.zeros(1), "out": np.zeros((1, 4)), "base": np.array(_ROOFLINE)},))
+        empty = {"embed": np.zeros((0, 1)), "direct": np.zeros((0, 4)), "context": np.zeros((0, len(ROLES), 4))}
+        none = {"size": np.zeros((SIZES, 1)), "bias": np.zeros(1), "out": np.zeros((1, 4))}
+        return cls((), ({**empty, **none, "base": np.array(_ROOFLINE)},))
 
     @classmethod
     def load(cls, platform: str) -> "RateNetwork":
         """What was learnt on chips of this kind; the roofline where nothing was."""
         path = PRETRAINED / f"{platform}.npz"
-        return _load(path) if path.is_file() else cls.untrained()
+        return read(path) if path.is_file() else cls.untrained()
 
     def save(self, path: Path) -> None:
         """Write `path`."""
@@ -52,30 +55,50 @@ class RateNetwork:
         path.parent.mkdir(exist_ok=True)
         np.savez_compressed(path, tokens=np.array(self.tokens), **{k: v.astype(np.float32) for k, v in arrays.items()})
 
-    def log_seconds(self, operations: Operations, batch: Batch, target: Target) -> np.ndarray:
+
+class Seconds:
+    """What a network says of the candidates that some `Operations` describe, on one chip."""
+
+    def __init__(self, network: RateNetwork, operations: Operations, target: Target) -> None:
+        self._network, self._operations, self._scales = network, operations, scales(target)
+        self._factors = np.zeros((len(network.members), 0, 0, len(QUANTITIES)), np.float32)
+        self._by_context = np.zeros((0, 0, len(QUANTITIES)), np.float32)
+
+    def log_seconds(self, batch: Batch) -> np.ndarray:
         """[members, n]: the logarithm of the seconds of one run."""
-        words = words_of(operations, self.tokens)
-        size = batch.size * scales(target)
-        triple = (batch.entry.astype(np.int64) * len(words[1]) + batch.storage) * len(words[2]) + batch.context[:, None]
-        there = np.flatnonzero(batch.size[..., 0].ravel() > 0)
-        distinct, inverse = np.unique(triple.ravel()[there], return_inverse=True)
-        rest, context = np.divmod(distinct, len(words[2]))
-        entry, storage = np.divmod(rest, len(words[1]))
+        operations, members = self._operations, self._network.members
+        storages, contexts = len(operations.storages.all), len(operations.contexts)
+        if self._factors.shape[1:3] != (len(operations.entries.all), storages):
+            # Few pairs are made anew, and many candidates share them.
+            entry, storage, sizes = words_of(operations, self._network.tokens)[:3]
+            self._factors = np.array([pair_factors(one, entry, storage, sizes) for one in members], np.float32)
+            self._role = np.array([ROLES.index(one.role) for one in operations.entries.all])
+        if self._by_context.shape[1] != contexts:
+            words = words_of(operations, self._network.tokens)[3]
+            told = [np.exp(np.einsum("kt,trq->krq", words, one["context"])) for one in members]
+            self._by_context = np.array(told, np.float32).reshape(len(members), contexts * len(ROLES), -1)
+        size = batch.size * self._scales
+        pair = batch.entry * storages + batch.storage
+        context = batch.context[:, None] * len(ROLES) + self._role[batch.entry]
         found = []
-        for member in self.members:
-            inner = [_times(one, member["embed"]) for one in words[:3]]
-            inner[0] = inner[0] + words[3] @ member["size"] + member["bias"]
-            outer = [_times(one, member["direct"]) for one in words[:3]]
-            hidden = np.tanh(inner[0][entry] + inner[1][storage] + inner[2][context])
-            rates = hidden @ member["out"] + outer[0][entry] + outer[1][storage] + outer[2][context] + member["base"]
-            factors = np.exp(np.clip(rates, -_MOST, _MOST))
-            each = np.zeros(triple.size, np.float32)
-            each[there] = np.einsum("ij,ij->i", size.reshape(-1, len(QUANTITIES))[there], factors[inverse])
-            found.append(np.log(each.reshape(triple.shape).sum(axis=1) + 1e-12))
+        for factors, by_context in zip(self._factors, self._by_context, strict=True):
+            each = np.take(factors.reshape(-1, len(QUANTITIES)), pair, axis=0)
+            each *= np.take(by_context, context, axis=0)
+            found.append(np.log(np.einsum("nsq,nsq->n", each, size) + 1e-12))
         return np.array(found)
 
 
-_ROOFLINE = (0.0, -_MOST, 0.0, -_MOST)
+def pair_factors(member: Weights, entry: np.ndarray, storage: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The factors [entries, storages, quantities] that a member gives, but for the context."""
+    inner = [words @ member["embed"] for words in (entry, storage)]
+    outer = [words @ member["direct"] for words in (entry, storage)]
+    inner[0] = inner[0] + sizes @ member["size"] + member["bias"]
+    hidden = np.tanh(inner[0][:, None] + inner[1][None])
+    rates = hidden @ member["out"] + outer[0][:, None] + outer[1][None] + member["base"]
+    return np.exp(np.clip(rates, -MOST, MOST))
+
+
+_ROOFLINE = (0.0, -8.0, 0.0, -8.0)
 """Factors of the roofline: overhead and bytes count once; multiplications and outputs hardly, beside them."""
 
 
@@ -87,7 +110,7 @@ def scales(target: Target) -> np.ndarray:
 
 
 def words_of(operations: Operations, tokens: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Which of `tokens` each entry, storage and context has, [kinds, tokens], and the sizes of entries."""
+    """Which of `tokens` each entry and storage has, [kinds, tokens], the sizes of entries, and the words of contexts."""
     number = {token: at for at, token in enumerate(tokens)}
 
     def of(each: Sequence[Sequence[str]]) -> np.ndarray:
@@ -99,15 +122,12 @@ def words_of(operations: Operations, tokens: Sequence[str]) -> tuple[np.ndarray,
     entries = [entry.tokens for entry in operations.entries.all]
     storages = [storage.tokens for storage in operations.storages.all]
     sizes = np.array([entry.sizes for entry in operations.entries.all], np.float32)
-    return of(entries), of(storages), of(operations.contexts), sizes
-
-
-def _times(words: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return (words @ weights).astype(np.float32)
+    return of(entries), of(storages), sizes, of(operations.contexts)
 
 
 @functools.cache
-def _load(path: Path) -> RateNetwork:
+def read(path: Path) -> RateNetwork:
+    """What `RateNetwork.save` wrote."""
     with np.load(path) as data:
         members: dict[str, dict[str, np.ndarray]] = {}
         for name in data.files:
