@@ -41,8 +41,8 @@ from cosearch.sparsity.criteria import CRITERION
 
 QUANTITIES = ("count", "multiplications", "read_bytes", "outputs")
 """What is known of an operation in numbers: how often it runs, what it multiplies, the bytes it reads, and the numbers
-it gives; of an attention the latter are those that its cache has room for, which a cache that is not written in place is
-copied with."""
+it gives; of an attention the latter are those that its cache has room for, all of which are copied where it is not
+written in place."""
 
 INACTIVE = -1
 _PRODUCT = ("precision.weights", "precision.rules", "precision.matmul_inputs", "precision.activations")
@@ -276,10 +276,14 @@ class Operations:
         self._patterns = sorted({rule.rpartition("=")[0] for rules in known["precision.rules"] for rule in rules})  # pyright: ignore[reportGeneralTypeIssues]
         formats = {str(value) for value in known["precision.weights"]}
         formats |= {rule.rpartition("=")[2] for rules in known["precision.rules"] for rule in rules}  # pyright: ignore[reportGeneralTypeIssues]
-        caches = {one for value in known["precision.kv_cache"] for one in (value if isinstance(value, tuple) else [value])}
+        caches = {
+            one for value in known["precision.kv_cache"] for one in (value if isinstance(value, tuple) else [value])
+        }
         caches.add("float32")
         self._formats = {name: at for at, name in enumerate(sorted(formats))}
-        pairs = [(str(cache), str(dtype)) for cache in sorted(map(str, caches)) for dtype in known["precision.activations"]]
+        pairs = [
+            (str(cache), str(dtype)) for cache in sorted(map(str, caches)) for dtype in known["precision.activations"]
+        ]
         self._caches = {pair: at for at, pair in enumerate(pairs)}
         # Where layers may be stored differently, their blocks are told apart.
         self._by_layer = any(isinstance(value, tuple) for value in known["precision.kv_cache"])
@@ -300,7 +304,9 @@ class Operations:
         product, cache, context = (table.find(rows) for table in (self._product, self._cache, self._context))
         for words in self.contexts[len(self._steps) :]:
             self._steps = np.append(self._steps, self._steps_of(words))
-        stacked = [self._stack(name, table) for name, (table, _) in zip(("attention", "feedforward"), parts, strict=True)]
+        stacked = [
+            self._stack(name, table) for name, (table, _) in zip(("attention", "feedforward"), parts, strict=True)
+        ]
         numbers = [number for _, number in parts]
 
         def joined(name: str) -> np.ndarray:
@@ -366,7 +372,9 @@ class Operations:
         key = (which, shape.width, shape.compression, block, index if self._by_layer else 0)
         if key in self._known_blocks:
             return self._known_blocks[key]
-        found = [(self.entries(Entry("block")), self._counted((1.0, 0.0, 0.0, float(self._point.tokens * shape.width))))]
+        found = [
+            (self.entries(Entry("block")), self._counted((1.0, 0.0, 0.0, float(self._point.tokens * shape.width))))
+        ]
         for name, sizes in block.linears(shape.width).items():
             path = f"layers.{index}.{which}.{name}"
             used, read = (read_fraction(shape, path, tokens) for tokens in (1, self._point.tokens))
@@ -405,9 +413,7 @@ class Operations:
         )
         return self.entries(entry), self._counted((1.0, multiplied, 0.0, float(capacity)), read, stored)
 
-    def _counted(
-        self, size: Sequence[float], read: Sequence[float] = (), stored: Sequence[float] = ()
-    ) -> "_Counted":
+    def _counted(self, size: Sequence[float], read: Sequence[float] = (), stored: Sequence[float] = ()) -> "_Counted":
         width = max(len(self._formats), len(self._caches))
         padded = [np.array([*each, *[0.0] * (width - len(each))]) for each in (read, stored)]
         return _Counted(np.array(size), *padded)

@@ -1,5 +1,5 @@
-"""The learned latency model: what the shared network expects of a candidate's operations, summed, and a Gaussian process
-over the logarithm of how far a candidate is from that.
+"""The learned latency model: what the shared network expects of a candidate's operations, summed, and a Gaussian
+process over the logarithm of how far a candidate is from that.
 
 It starts from what the network learnt on other machines of this kind, or from the roofline, and is fitted anew as the
 archive grows. Memory is predicted the same way, over the bytes that weights and cache are known to take.
@@ -55,7 +55,7 @@ class Prediction:
 class LatencyModel:
     """Predicts `latency_s` and `memory_bytes` for the candidates of one space, target and workload."""
 
-    metrics = ("latency_s", "memory_bytes")
+    metrics: tuple[str, ...] = ("latency_s", "memory_bytes")
 
     def __init__(self, space: Space, problem: Problem, network: RateNetwork | None = None) -> None:
         self._problem = problem
@@ -66,8 +66,8 @@ class LatencyModel:
         self._choices = [_features_of(values) for values in self.encoding.values.values()]
         self._fitted: dict[str, GaussianProcess] = {}
         # What a trained network leaves is mostly noise.
-        self._noise = {"latency_s": _LEFT_BY_NETWORK if network.tokens else _LEFT_BY_ROOFLINE, "memory_bytes": 0.1}
-        self._scale = dict.fromkeys(self.metrics, 1.0)
+        self._noise: dict[str, float] = {"latency_s": _LEFT_BY_NETWORK if network.tokens else _LEFT_BY_ROOFLINE, "memory_bytes": 0.1}
+        self._scale: dict[str, float] = dict.fromkeys(self.metrics, 1.0)
         self._data = "nothing"
 
     @property

@@ -1,7 +1,7 @@
-"""A small network shared by all operations: how far each is from its roofline, by what it is, how its operand is stored,
-what runs it and what else was chosen. A candidate's seconds are the sum over its operations.
+"""A small network shared by all operations: how far each is from its roofline, by what it is, how its operand is
+stored, what runs it and what else was chosen. A candidate's seconds are the sum over its operations.
 
-What it has learnt is `pretrained/<platform>.npz`; `experiments/cpu_latency/pretrain.py` writes it.
+What it has learnt is `pretrained/<platform>.npz`; `experiments/cpu_latency/run.py --pretrain` writes that of CPUs.
 """
 
 import functools
@@ -53,7 +53,8 @@ class RateNetwork:
         """Write `path`."""
         arrays = {f"{index}.{name}": one for index, member in enumerate(self.members) for name, one in member.items()}
         path.parent.mkdir(exist_ok=True)
-        np.savez_compressed(path, tokens=np.array(self.tokens), **{k: v.astype(np.float32) for k, v in arrays.items()})
+        arrays = {"tokens": np.array(self.tokens)} | {name: one.astype(np.float32) for name, one in arrays.items()}
+        np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
 class Seconds:
@@ -110,7 +111,7 @@ def scales(target: Target) -> np.ndarray:
 
 
 def words_of(operations: Operations, tokens: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Which of `tokens` each entry and storage has, [kinds, tokens], the sizes of entries, and the words of contexts."""
+    """Which of `tokens` each entry and storage has, [kinds, tokens], the sizes of entries, and those of contexts."""
     number = {token: at for at, token in enumerate(tokens)}
 
     def of(each: Sequence[Sequence[str]]) -> np.ndarray:

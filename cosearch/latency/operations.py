@@ -1,5 +1,5 @@
-"""What a candidate runs in one run of an operating point, from its choices alone: the operations by the module that runs
-them, with the implementation that really does. Nothing is compiled.
+"""What a candidate runs in one run of an operating point, from its choices alone: the operations, with the
+implementation that really runs each. Nothing is compiled.
 
 A new kind of block says what it runs where it is built (`linears`, `cache`, `multiplications`), and is here by that; an
 operation that no block tells of is to be added to `operations`.
@@ -27,8 +27,8 @@ Role = Literal["matrix", "expert", "small", "absorbed", "embedding", "attention"
 ROLES: tuple[Role, ...] = get_args(Role)
 """What an operation is for: the product with a layer's matrix, with an expert of a stack, with a matrix of few columns
 (`DECIDES`), with one that a decode step multiplies with something else (`ABSORBED`), with the embedding; attention to
-cached tokens, or the update of a state of fixed size; what a block does beside those, its norm and its sum; and the call
-of the program itself."""
+cached tokens, or the update of a state of fixed size; what a block does beside those, its norm and its sum; and the
+call of the program itself, which is none of a run's operations but is known of a batch (`batch.py`)."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,7 @@ def product_by(role: Role, schedule: Schedule, product: Product) -> str:
     return schedule.matmul
 
 
-def attention_by(
-    attention: AttentionShape, over: CachedAttention | None, schedule: Schedule, phase: Phase
-) -> str:
+def attention_by(attention: AttentionShape, over: CachedAttention | None, schedule: Schedule, phase: Phase) -> str:
     """What runs an attention: the kernel that the schedule names, or the lowering in its place."""
     if schedule.attention not in ATTENTION_KERNELS:
         return schedule.attention

@@ -1,7 +1,6 @@
 """Training of the network that all operations share, end to end: through the sum over a candidate's operations."""
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
