@@ -8,10 +8,11 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
 
 _JITTER = 1e-8
-_SCALE_PRIOR = (2.0, 0.5)
-"""Mean and deviation of the log length scales, in units of standardised features: a feature matters little until
-the data say otherwise, which keeps many features usable with few examples. (With a mean of log 2 the latencies of 51
-measured candidates were predicted from each other to 33 %, with this to 24 %, by 8-fold cross-validation.)"""
+_SCALE_SPREAD = 0.5
+"""The deviation of the log length scales, in units of standardised features, from what they are likely to be, 2 if
+nothing else is said: a feature matters little until the data say otherwise, which keeps many features usable with few
+examples. (With a mean of log 2 the latencies of 51 measured candidates were predicted from each other to 33 %, with
+this to 24 %, by 8-fold cross-validation.)"""
 _LEAST_SPREAD = 0.02
 """Values are logarithms or fractions: that a few examples agree to within 2 % does not mean that all others do."""
 _NOISE_SPREAD = 1.0
@@ -36,21 +37,22 @@ class GaussianProcess:
     _weights: np.ndarray
 
     @classmethod
-    def fit(cls, features: np.ndarray, values: np.ndarray, noise: float = 0.1) -> "GaussianProcess":
+    def fit(cls, features: np.ndarray, values: np.ndarray, noise: float = 0.1, scale: float = 2.0) -> "GaussianProcess":
         """Fit to `values` [n] at `features` [n, d]; equal values count as 2 % apart. `noise` is which part of the
-        values' deviation is likely not to be learnt from the features."""
+        values' deviation is likely not to be learnt from the features, and `scale` how long the scales are likely to
+        be, as a logarithm: the longer, the less the features are believed to matter."""
         center, spread = features.mean(axis=0), features.std(axis=0)
         spread = np.where(spread > 1e-9, spread, 1.0)
         x = (features - center) / spread
         mean, size = float(values.mean()), max(float(values.std()), _LEAST_SPREAD)
         y = (values - mean) / size
         squares = np.square(x[:, None, :] - x[None, :, :])
-        start = np.concatenate([np.full(x.shape[1], _SCALE_PRIOR[0]), [np.log(noise)]])
+        start = np.concatenate([np.full(x.shape[1], scale), [np.log(noise)]])
         bounds = [(-2.0, 6.0)] * x.shape[1] + [(np.log(1e-3), np.log(1.0))]
         found = minimize(
             _negative_posterior,
             start,
-            args=(squares, y, np.log(noise)),
+            args=(squares, y, np.log(noise), scale),
             jac=True,
             method="L-BFGS-B",
             bounds=bounds,
@@ -105,7 +107,7 @@ def _matern(squares: np.ndarray, log_scales: np.ndarray) -> np.ndarray:
 
 
 def _negative_posterior(
-    parameters: np.ndarray, squares: np.ndarray, y: np.ndarray, noise_prior: float
+    parameters: np.ndarray, squares: np.ndarray, y: np.ndarray, log_noise_prior: float, scale_prior: float
 ) -> tuple[float, np.ndarray]:
     log_scales, log_noise = parameters[:-1], parameters[-1]
     inverse = np.exp(-2 * log_scales)
@@ -120,7 +122,10 @@ def _negative_posterior(
     inner = cho_solve(factor, np.eye(len(y))) - np.outer(weights, weights)
     slope = inner * (5 / 3) * (1 + r) * np.exp(-r)
     gradient = np.concatenate([0.5 * np.einsum("ij,ijd->d", slope, squares) * inverse, [noise * np.trace(inner)]])
-    for prior, part in ((_SCALE_PRIOR, slice(0, -1)), ((noise_prior, _NOISE_SPREAD), slice(-1, None))):
+    for prior, part in (
+        ((scale_prior, _SCALE_SPREAD), slice(0, -1)),
+        ((log_noise_prior, _NOISE_SPREAD), slice(-1, None)),
+    ):
         off = (parameters[part] - prior[0]) / prior[1]
         value += 0.5 * float(off @ off)
         gradient[part] += off / prior[1]
