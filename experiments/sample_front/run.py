@@ -9,7 +9,7 @@ README.md says what the figures are and how they came out.
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def problem_here(settings: Settings, worker: Worker) -> Problem:
     return Problem(target, settings.workload, settings.objectives, settings.constraints)
 
 
-def hypervolume(values: list[Mapping[str, float]], reference: Mapping[str, float], problem: Problem) -> float:
+def hypervolume(values: Sequence[Mapping[str, float]], reference: Mapping[str, float], problem: Problem) -> float:
     """Of what keeps the constraints, relative to `reference`."""
     kept = [one for one in values if problem.excess(one, reference) == 0]
     losses = [row for one in kept if (row := problem.losses(one, reference)) is not None]
@@ -129,7 +129,7 @@ def main() -> None:
     reference = done[drawn[0].uid]
     # Each is relative to the reference as it was measured with it, so that a slower hour makes no difference.
     whole = hypervolume(values, reference, problem)
-    front = hypervolume([trial.values for trial in archive.front()], archive.reference.values, problem)
+    front = hypervolume([trial.values for trial in archive.front()], archive.reference, problem)
     figures = {
         "sample": len(values),
         "sample_failed": sum("error" in done.get(one.uid, {}) for one in drawn),
