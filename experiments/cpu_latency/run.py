@@ -186,7 +186,7 @@ def table_of_layers(seen: Sequence[Trial], unseen: Sequence[Trial]) -> np.ndarra
 def errors(predicted: np.ndarray, measured: np.ndarray, interval: Sequence[np.ndarray] = ()) -> dict[str, float]:
     """Mean and median absolute error relative to what was measured, Kendall's tau, and how many the interval covers."""
     off = np.abs(predicted / measured - 1)
-    found = {"mape": off.mean(), "median": np.median(off), "tau": kendalltau(predicted, measured).statistic}
+    found = {"mape": off.mean(), "median": np.median(off), "tau": kendalltau(predicted, measured)[0]}
     if interval:
         found["coverage"] = np.mean((interval[0] <= measured) & (measured <= interval[1]))
     return {name: float(value) for name, value in found.items()}
