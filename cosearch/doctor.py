@@ -14,7 +14,7 @@ from rich.table import Table
 
 from cosearch.core.errors import Rejected, UserError
 from cosearch.kernels.cpu import build
-from cosearch.measure.fingerprint import fingerprint, processor
+from cosearch.measure.fingerprint import fingerprint
 from cosearch.measure.process import Worker
 from cosearch.paths import CONF, SEARCH_SPACES, cache_dir
 from cosearch.targets import TARGETS
@@ -59,7 +59,7 @@ def _packages() -> Finding:
 
 def _processor() -> Finding:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return True, f"{processor()}, {os.cpu_count()} cores, {memory / 2**30:.0f} GiB", ""
+    return True, f"{build.processor()}, {os.cpu_count()} cores, {memory / 2**30:.0f} GiB", ""
 
 
 def _worker() -> Finding:

@@ -160,6 +160,7 @@ def _continue(
             lambda candidate: latency_key(candidate, problem),
             lambda candidate: quality_key(candidate, settings.quality, digest),
             proposer.predict if isinstance(proposer, SurrogateProposer) else lambda candidate: {},
+            (lambda: proposer.considered) if isinstance(proposer, SurrogateProposer) else lambda: 0,
         )
         search(space.reference, scoring, proposer, archive, settings.budget, trackers)
         if place.attached:

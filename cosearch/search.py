@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cosearch.core.archive import Archive
@@ -36,6 +36,8 @@ class Scoring:
     latency_key: Callable[[Candidate], str]
     quality_key: Callable[[Candidate], str]
     predict: Predict
+    considered: Callable[[], int] = lambda: 0
+    """How many candidates the proposer has scored by models so far."""
 
 
 def search(
@@ -54,7 +56,7 @@ def search(
     proposer.tell(list(archive))
     for tracker in trackers:
         tracker.start(archive)
-    batch, asked_s, failures = [reference], 0.0, 0
+    batch, asked_s, failures, considered = [reference], 0.0, 0, 0
     while len(archive) < budget.trials and archive.seconds < budget.seconds:
         if not batch:
             start = time.monotonic()
@@ -65,7 +67,8 @@ def search(
         candidate = batch.pop(0)
         if candidate.uid in archive:
             continue
-        trial = score(candidate, scoring, archive, trackers, asked_s)
+        before, considered = considered, scoring.considered()
+        trial = replace(score(candidate, scoring, archive, trackers, asked_s), considered=considered - before)
         asked_s = 0.0
         archive.append(trial)
         proposer.tell([trial])

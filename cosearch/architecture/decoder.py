@@ -157,7 +157,7 @@ class Decoder(nnx.Module):
         return self.embedding(rms_norm(x, self.norm())).astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def _layers(self, method: str, x: jax.Array, caches: Any, *positions: jax.Array) -> tuple[jax.Array, Any]:
-        alone = _run_as_one(self.shape, self.precision, self.schedule, method)
+        alone = runs_as_one(self.shape, self.precision, self.schedule, method)
         if self.scanned:
             graph, state = nnx.split(self.layers)
 
@@ -246,7 +246,7 @@ def native_products(
     dtype, method = precision.activations, "prefill" if point.phase == "prefill" else "decode_step"
     logits = scheduled_as(shape, precision, schedule, EMBEDDING).product(point.batch, (shape.width, VOCABULARY), dtype)
     found = [logits]
-    alone = _run_as_one(shape, precision, schedule, method)
+    alone = runs_as_one(shape, precision, schedule, method)
     for index, layer in enumerate(shape.layers):
         for block, one in layer.blocks():
             sizes = {name: (rows, columns) for name, (*_, rows, columns) in one.linears(shape.width).items()}
@@ -283,7 +283,7 @@ def why_not_fused(shape: DecoderShape, precision: Precision, schedule: Schedule)
     return tuple(reasons)
 
 
-def _run_as_one(shape: DecoderShape, precision: Precision, schedule: Schedule, method: str) -> list[bool]:
+def runs_as_one(shape: DecoderShape, precision: Precision, schedule: Schedule, method: str) -> list[bool]:
     """For each layer, whether a single call runs it by this method, alone or with all others."""
     reasons = why_not_fused(shape, precision, schedule)
     alone = [why is None and fused.runs(layer, method) for why, layer in zip(reasons, shape.layers, strict=True)]

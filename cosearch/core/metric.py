@@ -27,7 +27,8 @@ class Metric:
     """One figure.
 
     `interval` is the 90 % interval where one is known; `samples` are the raw values a measured figure was
-    computed from, and `contended` the part of them that was taken while something else ran on the machine.
+    computed from, and `contended` the part of them that was taken while something else ran on the machine. `model` says
+    what predicted a predicted one, and from which data.
     """
 
     value: float
@@ -36,6 +37,7 @@ class Metric:
     interval: tuple[float, float] | None = None
     samples: tuple[float, ...] = field(default=(), repr=False)
     contended: float = 0.0
+    model: str = ""
 
     def to_json(self, with_samples: bool = True) -> dict[str, Any]:
         data: dict[str, Any] = {
@@ -46,6 +48,8 @@ class Metric:
         }
         if self.contended:
             data["contended"] = self.contended
+        if self.model:
+            data["model"] = self.model
         return data | {"samples": list(self.samples)} if with_samples else data
 
     @classmethod
@@ -58,6 +62,7 @@ class Metric:
             interval=(float(interval[0]), float(interval[1])) if interval else None,
             samples=tuple(map(float, data.get("samples", ()))),
             contended=float(data.get("contended", 0.0)),
+            model=str(data.get("model", "")),
         )
 
 
@@ -69,6 +74,6 @@ def measured(name: str, value: float, **more: Any) -> Metric:
     return Metric(float(value), UNITS[name], "measured", **more)
 
 
-def predicted(name: str, value: float, interval: tuple[float, float]) -> Metric:
-    """A predicted figure of the metric `name` with its 90 % interval."""
-    return Metric(float(value), UNITS[name], "predicted", interval)
+def predicted(name: str, value: float, interval: tuple[float, float], model: str = "") -> Metric:
+    """A predicted figure of the metric `name` with its 90 % interval, and which model says so."""
+    return Metric(float(value), UNITS[name], "predicted", interval, model=model)

@@ -23,7 +23,9 @@ class Trial:
 
     `reused` names the metrics that were taken from earlier trials of equal key instead of being run again. Where it was
     measured once more (`Confirmation`), it is `confirmed`, `metrics` and `failure` are as they were found then, and
-    `searched` has the metrics that the search had found of it.
+    `searched` has the metrics that the search had found of it. `considered` is how many candidates the proposer had
+    scored by its models, and had not before, when it chose this one and those that it gave with it; they are counted in
+    the first of them.
     """
 
     candidate: Candidate
@@ -37,6 +39,7 @@ class Trial:
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     confirmed: bool = False
     searched: Metrics = field(default_factory=dict)
+    considered: int = 0
 
     @property
     def uid(self) -> str:
@@ -70,6 +73,7 @@ class Trial:
             "seconds": dict(self.seconds),
             "reused": list(self.reused),
             "fingerprint": dict(self.fingerprint),
+            "considered": self.considered,
         }
 
     @classmethod
@@ -84,6 +88,7 @@ class Trial:
             seconds=data["seconds"],
             reused=tuple(data["reused"]),
             fingerprint=data["fingerprint"],
+            considered=int(data.get("considered", 0)),
         )
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from cosearch import axes
-from cosearch.architecture.cache import KVCache
 from cosearch.architecture.decoder import stored_as
 from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Candidate, Value
 from cosearch.core.space import Space
 from cosearch.core.workload import OperatingPoint
+from cosearch.latency.operations import STATE_BYTES, cached_bytes, read_fraction
 from cosearch.precision import Precision
 
 
@@ -48,8 +48,8 @@ def _work(shape: DecoderShape, precision: Precision, point: OperatingPoint) -> W
         multiplied = sizes[-1] * (compression.stored_rows(sizes[-2]) if compression else sizes[-2])
         matrices = math.prod(sizes[:-2])
         weights += stored
-        read += stored * _read_fraction(shape, path, point.tokens)
-        used = matrices * _read_fraction(shape, path, 1)  # by each token
+        read += stored * read_fraction(shape, path, point.tokens)
+        used = matrices * read_fraction(shape, path, 1)  # by each token
         flops += 2.0 * point.tokens * used * multiplied
         products += round(used)
     cache, held = 0.0, ""
@@ -62,34 +62,13 @@ def _work(shape: DecoderShape, precision: Precision, point: OperatingPoint) -> W
         tensors = attention.cache(point.batch, point.context)
         if tensors:
             held = precision.cache_format(index)  # and what layers above read that have no cache of their own
-        cache += sum(_cached_bytes(held, precision.activations, tensor) for tensor in tensors.values())
+        cache += sum(cached_bytes(held, precision.activations, tensor) for tensor in tensors.values())
         reads = attention.reads(point.batch, point.context)
-        read += sum(_cached_bytes(held, precision.activations, tensor) for tensor in reads.values())
+        read += sum(cached_bytes(held, precision.activations, tensor) for tensor in reads.values())
         states = sum(math.prod(state) for state in attention.states(point.batch, point.context).values())
-        cache += _STATE_BYTES * states
-        read += _STATE_BYTES * states
+        cache += STATE_BYTES * states
+        read += STATE_BYTES * states
     return Work(weights, cache, read, flops, products, shape.parameters)
-
-
-_STATE_BYTES = 4.0
-"""States are kept in float32 (`architecture/cache.py`)."""
-
-
-def _read_fraction(shape: DecoderShape, path: str, tokens: int) -> float:
-    _, _, inner = path.partition(".")
-    index, _, name = inner.partition(".")
-    block, _, name = name.partition(".")
-    if block != "feedforward":
-        return 1.0
-    feedforward = shape.layers[int(index)].feedforward
-    assert feedforward is not None
-    return feedforward.read_fraction(name, tokens)
-
-
-@functools.cache
-def _cached_bytes(name: str, dtype: str, tensor: tuple[int, int, int, int]) -> int:
-    arrays = KVCache(name, dtype=dtype).spec({"tensor": tensor}, {})["tensor"].values()
-    return sum(array.size * array.dtype.itemsize for array in arrays)
 
 
 def physical(work: Work) -> list[float]:

@@ -19,24 +19,13 @@ def fingerprint() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
-        "processor": processor(),
+        "processor": build.processor(),
         "cores": os.cpu_count(),
         "threads": build.threads(),
         "compiler": build.version(),
         "system": f"{platform.system()} {platform.machine()}",
         "commit": _commit(),
     }
-
-
-def processor() -> str:
-    """The processor's model name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

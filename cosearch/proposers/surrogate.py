@@ -47,7 +47,7 @@ class SurrogateProposer:
     first screening, `architectures` among those."""
 
     def __init__(self, setting: Setting) -> None:
-        options = setting.read({"inner": "nevergrad", "pool": 500, "design": 26, "architectures": 4})
+        options = setting.read({"inner": "nevergrad", "pool": 1000, "design": 26, "architectures": 4})
         self._space, self._problem = setting.space, setting.problem
         self._inner = PROPOSERS[options["inner"]](replace(setting, options={}))
         self._pool = options["pool"]
@@ -56,6 +56,7 @@ class SurrogateProposer:
         self._trials: dict[str, Trial] = {}
         self._proposed: set[str] = {setting.space.reference.uid}
         self._considered: dict[str, Candidate] = {}
+        self._scored: set[str] = set()
         self._design = self._first(options["design"], options["architectures"])
         self._fitted = 0
 
@@ -78,8 +79,13 @@ class SurrogateProposer:
         found = {}
         for name, prediction in self._predictions([candidate]).items():
             low, middle, high = (float(prediction.quantile(z)[0]) for z in (-_Z90, 0.0, _Z90))
-            found[name] = predicted(name, middle, (low, high))
+            found[name] = predicted(name, middle, (low, high), prediction.model)
         return found
+
+    @property
+    def considered(self) -> int:
+        """How many distinct candidates its models have scored."""
+        return len(self._scored)
 
     @property
     def _reference(self) -> Mapping[str, float]:
@@ -150,6 +156,7 @@ class SurrogateProposer:
         candidates = [candidate for uid, candidate in self._considered.items() if uid not in self._proposed]
         if not candidates:
             return []
+        self._scored |= {candidate.uid for candidate in candidates}
         losses, plausible = self._draw(candidates)
         known, losses = _to_scale(np.array([row for _, row in front]).reshape(-1, losses.shape[2]), losses)
         seconds = self._seconds(candidates)

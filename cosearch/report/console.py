@@ -20,7 +20,7 @@ from cosearch.core.archive import Archive
 from cosearch.core.trial import Trial
 from cosearch.report import TRACKERS, Outcome, Run, text
 from cosearch.report.pace import Pace
-from cosearch.report.pareto import failed, knee
+from cosearch.report.pareto import effort, failed, knee
 
 _REFRESH_S = 0.5
 _PLAIN_WIDTH = 160
@@ -118,6 +118,9 @@ class ConsoleTracker:
         front = archive.front()
         self._say("")
         self._say(f"{len(archive)} trials, {failed(archive)} failed, hypervolume {archive.hypervolume():.3f}")
+        done = effort(archive)
+        words = f"{done['considered']:,} candidates considered"
+        self._say(f"{words}, {done['compiled']:,} compiled, {done['measured']:,} measured")
         if front:
             self._say_front(archive, front, outcome)
         else:

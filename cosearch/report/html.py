@@ -118,6 +118,9 @@ def _headline(data: dict, outcome: Outcome) -> str:
     figures_shown = [
         (f"{data['trials']['total']:,}", "trials"),
         (f"{data['trials']['failed']:,}", "failed"),
+        (f"{data['trials']['considered']:,}", "candidates considered"),
+        (f"{data['trials']['compiled']:,}", "compiled"),
+        (f"{data['trials']['measured']:,}", "measured"),
         (f"{len(data['points']):,}", "points on the front"),
         (f"{data['hypervolume']:.3f}", "hypervolume"),
     ]

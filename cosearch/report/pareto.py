@@ -40,7 +40,7 @@ def document(run: Run, archive: Archive, outcome: Outcome) -> dict[str, Any]:
             "uid": archive.reference_uid,
             "metrics": _figures(archive[archive.reference_uid].metrics) if archive.reference else {},
         },
-        "trials": {"total": len(archive), "failed": failed(archive)},
+        "trials": {"total": len(archive), "failed": failed(archive), **effort(archive)},
         "knee": best and best.uid,
         "points": [_point(run, trial, outcome) for trial in front],
         "comparison": outcome.comparison and _comparison(outcome.comparison),
@@ -61,6 +61,14 @@ def knee(archive: Archive, front: Sequence[Trial]) -> Trial | None:
 def failed(archive: Archive) -> int:
     """How many trials ended in a failure."""
     return sum(trial.failure is not None for trial in archive)
+
+
+def effort(archive: Archive) -> dict[str, int]:
+    """How many candidates were considered, by the proposer's models or by being tried, and how many of them were
+    compiled and measured."""
+    done = {stage: sum(stage in trial.seconds for trial in archive) for stage in ("compile", "measure")}
+    considered = max(sum(trial.considered for trial in archive), len(archive))
+    return {"considered": considered, "compiled": done["compile"], "measured": done["measure"]}
 
 
 def predicted_and_measured(archive: Archive, name: str) -> list[Trial]:

@@ -23,10 +23,10 @@ def test_the_gradient_is_that_of_the_posterior(seed: int):
     at = np.random.default_rng(seed).uniform(-1, 0, 3)
 
     def value(parameters: np.ndarray) -> float:
-        return gaussian_process._negative_posterior(parameters, squares, y)[0]
+        return gaussian_process._negative_posterior(parameters, squares, y, np.log(0.3), 2.0)[0]
 
     def gradient(parameters: np.ndarray) -> np.ndarray:
-        return gaussian_process._negative_posterior(parameters, squares, y)[1]
+        return gaussian_process._negative_posterior(parameters, squares, y, np.log(0.3), 2.0)[1]
 
     assert check_grad(value, gradient, at) < 1e-3 * max(1.0, float(np.abs(gradient(at)).max()))
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cosearch.core.candidate import Candidate
+from cosearch.core.errors import Rejected
 from cosearch.core.metric import measured
 from cosearch.core.problem import Problem
 from cosearch.core.space import Space
@@ -13,6 +14,7 @@ from cosearch.core.trial import Trial
 from cosearch.latency import roofline
 from cosearch.latency.features import work
 from cosearch.latency.model import LatencyModel
+from cosearch.latency.network import RateNetwork
 from cosearch.testing import small_problem, small_space
 
 KNOBS = {
@@ -62,15 +64,36 @@ def trial(candidate: Candidate, problem: Problem, noise: float = 1.0) -> Trial:
     return Trial(candidate, latency_key=candidate.uid, quality_key=candidate.quality_axes_key, metrics=metrics)
 
 
-def test_before_it_has_learnt_it_predicts_the_roofline(space: Space, problem: Problem):
+def test_before_it_has_learnt_it_predicts_about_the_roofline(space: Space, problem: Problem):
     candidates = drawn(space, 5, 0)
-    predictions = LatencyModel(space, problem).predict(candidates)
+    predictions = LatencyModel(space, problem, RateNetwork.untrained()).predict(candidates)
     floors = [roofline.latency_s(candidate, problem.workload, problem.target) for candidate in candidates]
-    np.testing.assert_allclose(predictions["latency_s"].quantile(0.0), floors)
+    ratio = predictions["latency_s"].quantile(0.0) / floors
+    assert (ratio > 0.5).all() and (ratio < 4).all()
     [point] = problem.workload.points
     stored = [done.weight_bytes + done.cache_bytes for done in (work(one, point) for one in candidates)]
     np.testing.assert_allclose(predictions["memory_bytes"].quantile(0.0), stored)
+    np.testing.assert_allclose(predictions["memory_bytes"].quantile(-9.0), stored)  # never less than what is stored
     assert (predictions["latency_s"].quantile(1.0) > 2 * np.array(floors)).all()
+
+
+def test_a_prediction_says_which_model_and_data_it_is_of(space: Space, problem: Problem):
+    candidates = drawn(space, 12, 5)
+    model = LatencyModel(space, problem)
+    names = []
+    for seen in (candidates[:6], candidates[:6], candidates[:8]):
+        model.fit([trial(one, problem) for one in seen])
+        names.append(model.predict(candidates)["latency_s"].model)
+    assert names[0] == names[1] != names[2]
+    assert "6 trials" in names[0] and "8 trials" in names[2]
+
+
+def test_what_the_space_does_not_offer_is_refused_with_a_reason(space: Space, problem: Problem):
+    model = LatencyModel(space, problem)
+    other = Candidate.from_point({**space.reference.point, "architecture.width": 4096})
+    assert "architecture.width=4096" in str(model.why_not(other))
+    with pytest.raises(Rejected, match="4096"):
+        model.predict([other])
 
 
 def test_the_roofline_is_never_below_bytes_over_bandwidth(space: Space, problem: Problem):

@@ -103,10 +103,11 @@ def test_it_predicts_once_it_has_learnt(space: Space, problem: Problem):
     proposer.tell([trial(space.reference, problem), *[trial(one, problem) for one in proposer.ask(8)]])
     metrics = proposer.predict(space.reference)
     assert {"latency_s", "bits_per_byte"} <= metrics.keys()
-    for metric in metrics.values():
+    for name, metric in metrics.items():
         assert metric.source == "predicted"
         assert metric.interval is not None
-        assert metric.interval[0] < metric.value < metric.interval[1]
+        assert metric.interval[0] <= metric.value < metric.interval[1]  # memory is never less than what is stored
+        assert not name.endswith("_s") or ("fitted to 9 trials" in metric.model and metric.interval[0] < metric.value)
 
 
 def test_failures_alone_do_not_stop_it(space: Space, problem: Problem):

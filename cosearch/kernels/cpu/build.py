@@ -9,6 +9,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -35,6 +36,17 @@ INSTRUCTIONS: Mapping[str, tuple[str, ...]] = {
     "bf16": ("avx512_bf16",),
 }
 """Sets of instructions to the processor's flags, as Linux names them. Each set needs those before it."""
+
+
+def processor() -> str:
+    """The processor's model name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 @functools.cache

@@ -14,7 +14,6 @@ from cosearch.core.candidate import content_hash
 from cosearch.core.files import write_json
 from cosearch.kernels import Product
 from cosearch.kernels.cpu import build
-from cosearch.measure.fingerprint import processor
 from cosearch.paths import cache_dir
 
 GROUPS = {"int4_g32": 32, "int4_g64": 64, "int4_g128": 128, "mxfp4": 32, "nvfp4": 16}
@@ -100,7 +99,7 @@ def _path(product: Product) -> Path:
 @functools.cache
 def _machine() -> dict[str, object]:
     return {
-        "processor": processor(),
+        "processor": build.processor(),
         "instructions": list(build.instructions()),
         "compiler": build.version(),
         "threads": build.threads(),

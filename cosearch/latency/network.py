@@ -1,0 +1,138 @@
+"""A small network shared by all operations: how far each is from its roofline, by what it is, how its operand is
+stored, what runs it and what else was chosen. A candidate's seconds are the sum over its operations.
+
+What it has learnt is `pretrained/<platform>.npz`; `experiments/cpu_latency/run.py --pretrain` writes that of CPUs.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cosearch.core.target import Target
+from cosearch.latency.batch import QUANTITIES, Batch, Operations
+from cosearch.latency.operations import ROLES
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+SIZES = 6
+MOST = 8.0
+"""Of the logarithm of how far an operation may be from its roofline."""
+
+Weights = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class RateNetwork:
+    """An ensemble of networks of one hidden layer over `tokens`, the words of entries, storages and contexts.
+
+    Each member gives for an operation the logarithms of four factors: over `target.overhead_s` for each run, over the
+    peak for each multiplication, over the bandwidth for each byte, and for each output. What an operation is and how it
+    is stored decide them together, and the context changes them for each role. Words that it does not know count
+    nothing.
+    """
+
+    tokens: tuple[str, ...]
+    members: tuple[Weights, ...]
+
+    @classmethod
+    def untrained(cls) -> "RateNetwork":
+        """One that says the roofline."""
+        empty = {"embed": np.zeros((0, 1)), "direct": np.zeros((0, 4)), "context": np.zeros((0, len(ROLES), 4))}
+        none = {"size": np.zeros((SIZES, 1)), "bias": np.zeros(1), "out": np.zeros((1, 4))}
+        return cls((), ({**empty, **none, "base": np.array(_ROOFLINE)},))
+
+    @classmethod
+    def load(cls, platform: str) -> "RateNetwork":
+        """What was learnt on chips of this kind; the roofline where nothing was."""
+        path = PRETRAINED / f"{platform}.npz"
+        return read(path) if path.is_file() else cls.untrained()
+
+    def save(self, path: Path) -> None:
+        """Write `path`."""
+        arrays = {f"{index}.{name}": one for index, member in enumerate(self.members) for name, one in member.items()}
+        path.parent.mkdir(exist_ok=True)
+        arrays = {"tokens": np.array(self.tokens)} | {name: one.astype(np.float32) for name, one in arrays.items()}
+        np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+class Seconds:
+    """What a network says of the candidates that some `Operations` describe, on one chip."""
+
+    def __init__(self, network: RateNetwork, operations: Operations, target: Target) -> None:
+        self._network, self._operations, self._scales = network, operations, scales(target)
+        self._factors = np.zeros((len(network.members), 0, 0, len(QUANTITIES)), np.float32)
+        self._by_context = np.zeros((0, 0, len(QUANTITIES)), np.float32)
+
+    def log_seconds(self, batch: Batch) -> np.ndarray:
+        """[members, n]: the logarithm of the seconds of one run."""
+        operations, members = self._operations, self._network.members
+        storages, contexts = len(operations.storages.all), len(operations.contexts)
+        if self._factors.shape[1:3] != (len(operations.entries.all), storages):
+            # Few pairs are made anew, and many candidates share them.
+            entry, storage, sizes = words_of(operations, self._network.tokens)[:3]
+            self._factors = np.array([pair_factors(one, entry, storage, sizes) for one in members], np.float32)
+            self._role = np.array([ROLES.index(one.role) for one in operations.entries.all])
+        if self._by_context.shape[1] != contexts:
+            words = words_of(operations, self._network.tokens)[3]
+            told = [np.exp(np.einsum("kt,trq->krq", words, one["context"])) for one in members]
+            self._by_context = np.array(told, np.float32).reshape(len(members), contexts * len(ROLES), -1)
+        size = batch.size * self._scales
+        pair = batch.entry * storages + batch.storage
+        context = batch.context[:, None] * len(ROLES) + self._role[batch.entry]
+        found = []
+        for factors, by_context in zip(self._factors, self._by_context, strict=True):
+            each = np.take(factors.reshape(-1, len(QUANTITIES)), pair, axis=0)
+            each *= np.take(by_context, context, axis=0)
+            found.append(np.log(np.einsum("nsq,nsq->n", each, size) + 1e-12))
+        return np.array(found)
+
+
+def pair_factors(member: Weights, entry: np.ndarray, storage: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The factors [entries, storages, quantities] that a member gives, but for the context."""
+    inner = [words @ member["embed"] for words in (entry, storage)]
+    outer = [words @ member["direct"] for words in (entry, storage)]
+    inner[0] = inner[0] + sizes @ member["size"] + member["bias"]
+    hidden = np.tanh(inner[0][:, None] + inner[1][None])
+    rates = hidden @ member["out"] + outer[0][:, None] + outer[1][None] + member["base"]
+    return np.exp(np.clip(rates, -MOST, MOST))
+
+
+_ROOFLINE = (0.0, -8.0, 0.0, -8.0)
+"""Factors of the roofline: overhead and bytes count once; multiplications and outputs hardly, beside them."""
+
+
+def scales(target: Target) -> np.ndarray:
+    """Seconds of one of each quantity at best."""
+    peak = max(target.peak_flops_per_s.values())
+    read_s = 1 / target.bandwidth_bytes_per_s
+    return np.array([target.overhead_s, 2 / peak, read_s, 4 * read_s], np.float32)
+
+
+def words_of(operations: Operations, tokens: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Which of `tokens` each entry and storage has, [kinds, tokens], the sizes of entries, and those of contexts."""
+    number = {token: at for at, token in enumerate(tokens)}
+
+    def of(each: Sequence[Sequence[str]]) -> np.ndarray:
+        found = np.zeros((len(each), len(tokens)), np.float32)
+        for row, words in enumerate(each):
+            found[row, [number[word] for word in words if word in number]] = 1
+        return found
+
+    entries = [entry.tokens for entry in operations.entries.all]
+    storages = [storage.tokens for storage in operations.storages.all]
+    sizes = np.array([entry.sizes for entry in operations.entries.all], np.float32)
+    return of(entries), of(storages), sizes, of(operations.contexts)
+
+
+@functools.cache
+def read(path: Path) -> RateNetwork:
+    """What `RateNetwork.save` wrote."""
+    with np.load(path) as data:
+        members: dict[str, dict[str, np.ndarray]] = {}
+        for name in data.files:
+            if name != "tokens":
+                index, _, part = name.partition(".")
+                members.setdefault(index, {})[part] = data[name]
+        return RateNetwork(tuple(map(str, data["tokens"])), tuple(members.values()))
