@@ -47,7 +47,7 @@ class SurrogateProposer:
     first screening, `architectures` among those."""
 
     def __init__(self, setting: Setting) -> None:
-        options = setting.read({"inner": "nevergrad", "pool": 1000, "design": 26, "architectures": 4})
+        options = setting.read({"inner": "nevergrad", "pool": 500, "design": 26, "architectures": 4})
         self._space, self._problem = setting.space, setting.problem
         self._inner = PROPOSERS[options["inner"]](replace(setting, options={}))
         self._pool = options["pool"]
