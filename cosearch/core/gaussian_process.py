@@ -68,7 +68,7 @@ class GaussianProcess:
         known, whitening = self._whitened
         # In float32, for a hundred thousand at a time: what it rounds is far below the noise.
         x = ((features - self._center) / (self._spread * np.exp(self._log_scales))).astype(np.float32)
-        cross = _matern_of_distance(_squared_distances(x, known))
+        cross = matern(squared_distances(x, known))
         mean = cross @ self._weights.astype(np.float32)
         variance = 1.0 - np.square(cross @ whitening).sum(axis=1)
         deviation = np.sqrt(np.maximum(variance, 0.0) + np.exp(2 * self._log_noise))
@@ -93,17 +93,19 @@ class GaussianProcess:
         return lower @ (lower.T @ weights)
 
 
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1)[None, :] - 2 * (a @ b.T), 0)
+def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Between the points `a` [n, d] and `b` [m, d]: [n, m], up to rounding, which may leave less than zero."""
+    return (a**2).sum(1)[:, None] + (b**2).sum(1)[None, :] - 2 * (a @ b.T)
 
 
-def _matern_of_distance(squared: np.ndarray) -> np.ndarray:
-    r = np.sqrt(5 * squared)
+def matern(squared: np.ndarray) -> np.ndarray:
+    """Matérn-5/2 covariances of points at these squared distances, in units of the length scale."""
+    r = np.sqrt(5 * np.maximum(squared, 0.0))
     return (1 + r + r**2 / 3) * np.exp(-r)
 
 
 def _matern(squares: np.ndarray, log_scales: np.ndarray) -> np.ndarray:
-    return _matern_of_distance(squares @ np.exp(-2 * log_scales))
+    return matern(squares @ np.exp(-2 * log_scales))
 
 
 def _negative_posterior(

@@ -1,0 +1,113 @@
+"""How well operations on an unseen GPU are predicted, before it is measured and after few measurements. See README.md.
+
+usage: python experiments/latency_transfer/run.py --tables DIR[,DIR…] --op gemm --targets a100_sxm,h100_sxm
+           --families "h100_sxm,h200_sxm;b200_sxm,b300_sxm,gb200,gb300" [--shots 0 10 20 50] [--seeds 6]
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import kendalltau, norm
+
+from cosearch.core.errors import UserError
+from cosearch.core.registry import did_you_mean
+from cosearch.latency import tables
+from cosearch.latency.table_model import Training
+from cosearch.latency.tables import Measured
+
+POOL = 500
+"""Rows of the target that shots are chosen from; it is tested on all others."""
+Z90 = float(norm.ppf(0.95))
+
+
+def families_of(systems: list[str], groups: str) -> dict[str, str]:
+    """The family of each system: its group's first name, or its own."""
+    families = {name: name for name in systems}
+    for group in filter(None, groups.split(";")):
+        names = [name.strip() for name in group.split(",")]
+        families |= dict.fromkeys(names, names[0])
+    return families
+
+
+def scored(
+    training: Training, target: Measured, shots: list[int], seeds: int
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """For each seed and number of shots: how well the target is predicted without its family."""
+    model = training.model({training.families[target.chip.name]})
+    function = model.function(target.operations, target.chip)
+    logarithms = np.log(target.latency_s)
+    for seed in range(seeds):
+        pool = np.random.default_rng(seed).permutation(len(logarithms))[:POOL]
+        rest = np.setdiff1d(np.arange(len(logarithms)), pool)
+        chosen = model.prior.choose(function, pool, max(shots))
+        for count in shots:
+            taken = chosen[:count]
+            mean, deviation = model.prior.adapt(function, taken, logarithms[taken]).predict(rest)
+            error = mean - logarithms[rest]
+            yield (
+                count,
+                {
+                    "mape": float(np.abs(np.expm1(error)).mean()),
+                    "tau": float(kendalltau(mean, logarithms[rest]).statistic),
+                    "coverage": float((np.abs(error) <= Z90 * deviation).mean()),
+                    "width": float(np.exp(Z90 * np.median(deviation))),
+                },
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", required=True, help="folders of measured tables, separated by commas")
+    parser.add_argument("--op", required=True, choices=tuple(tables.KINDS))
+    parser.add_argument("--targets", help="systems to predict, separated by commas; all by default")
+    parser.add_argument("--families", default="", help="systems that are near twins: A,B;C,D")
+    parser.add_argument("--shots", type=int, nargs="+", default=[0, 10, 20, 50])
+    parser.add_argument("--seeds", type=int, default=6)
+    arguments = parser.parse_args()
+    measured = tables.read([Path(folder) for folder in arguments.tables.split(",")], arguments.op)
+    systems = {one.chip.name: one for one in measured}
+    targets = arguments.targets.split(",") if arguments.targets else list(systems)
+    for name in targets:
+        if name not in systems:
+            raise UserError(f"--targets: {name!r} is not in the tables{did_you_mean(name, tuple(systems))}")
+    console = Console(stderr=True)
+    with console.status("reading") as status:
+        training = Training(
+            measured,
+            families_of(list(systems), arguments.families),
+            [count for count in arguments.shots if count],
+            progress=lambda what, part: status.update(f"{name}: {what}"),
+        )
+        results = []
+        for name in targets:
+            rows = defaultdict(list)
+            for count, figures in scored(training, systems[name], arguments.shots, arguments.seeds):
+                rows[count].append(figures)
+            for count, each in rows.items():
+                means = {key: round(float(np.mean([one[key] for one in each])), 4) for key in each[0]}
+                results.append({"op": arguments.op, "target": name, "shots": count, **means})
+    table = Table("target", "shots", "MAPE", "Kendall's tau", "in 90 % interval", "interval, ×/÷")
+    for one in results:
+        table.add_row(
+            one["target"], *(str(one[key]) for key in ("shots", "mape", "tau", "coverage")), f"{one['width']:.2f}"
+        )
+    for count in arguments.shots:
+        own = [one for one in results if one["shots"] == count]
+        means = [f"{np.mean([one[key] for one in own]):.3f}" for key in ("mape", "tau", "coverage", "width")]
+        table.add_row("mean", str(count), *means)
+    console.print(table)
+    print(json.dumps({"results": results}))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"latency_transfer: {error}")
