@@ -77,11 +77,11 @@ def _train(features: int, relative: int, key: jax.Array, x: jax.Array, y: jax.Ar
 
 @dataclass(frozen=True)
 class Network:
-    """An ensemble of `Residual`s, by the leaves of their states, and the range of features [2, f] and their mean and
-    deviation [2, f] over what they were trained on."""
+    """An ensemble of `Residual`s, by the leaves of their states, and the `bounds` of features [2, f] and their mean
+    and deviation [2, f] over what they were trained on."""
 
     members: tuple[tuple[np.ndarray, ...], ...]
-    range: np.ndarray
+    bounds: np.ndarray
     standard: np.ndarray
 
     @classmethod
@@ -110,7 +110,7 @@ class Network:
 
     def __call__(self, description: Description) -> np.ndarray:
         """The mean of the members [n]; features outside the range count as its ends."""
-        x = np.clip(description.features, *self.range)
+        x = np.clip(description.features, *self.bounds)
         x = jnp.asarray((x - self.standard[0]) / self.standard[1], jnp.float32)
         graph, state = _structure(x.shape[1])
         found = [_apply(graph, jax.tree.unflatten(state, map(jnp.asarray, member)), x) for member in self.members]
@@ -120,7 +120,7 @@ class Network:
         """How far each operation [n] is outside of what was learnt from: of its features that do not depend on the
         chip, the most that one is beyond the range, in parts of the range."""
         own = slice(None, description.relative)
-        low, high = self.range[0, own], self.range[1, own]
+        low, high = self.bounds[0, own], self.bounds[1, own]
         x = description.features[:, own]
         beyond = np.maximum(low - x, x - high) / np.maximum(high - low, 1.0)
         return np.maximum(beyond.max(axis=1), 0.0)

@@ -40,9 +40,14 @@ class Block(Protocol):
     `amplitude` is the deviation to expect before anything is learnt. Where it is not `learnt` it stays.
     """
 
-    name: str
-    amplitude: float
-    learnt: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def amplitude(self) -> float: ...
+
+    @property
+    def learnt(self) -> bool: ...
 
     def __call__(self, a: np.ndarray, b: np.ndarray) -> np.ndarray: ...
 
