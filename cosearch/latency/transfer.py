@@ -157,15 +157,19 @@ class Prior:
         covariances = [{block.name: block(rows, rows) for block in function.blocks} for function, rows, _ in drawn]
         start = np.log([block.amplitude for block in blocks if block.learnt])
 
-        def loss(logarithms: np.ndarray) -> float:
+        def loss(logarithms: np.ndarray) -> tuple[float, np.ndarray]:
             amplitudes = fixed | dict(zip(learnt, np.exp(logarithms), strict=True))
-            cost = 0.5 * float(np.square(logarithms - start).sum())
+            cost, slope = 0.5 * float(np.square(logarithms - start).sum()), logarithms - start
             for own, (_, _, values) in zip(covariances, drawn, strict=True):
-                total = sum(amplitudes[name] ** 2 * own[name] for name in own)
-                cost -= _best_evidence(np.asarray(total), values) / np.sqrt(len(values))
-            return cost
+                scaled = {name: amplitudes[name] ** 2 * own[name] for name in own}
+                evidence, gradient = _best_evidence(np.asarray(sum(scaled.values())), values)
+                cost -= evidence / np.sqrt(len(values))
+                slopes = [2 * np.vdot(gradient, scaled[name]) for name in learnt]
+                slope = slope - np.array(slopes) / np.sqrt(len(values))
+            return cost, slope
 
-        found = minimize(loss, start, method="L-BFGS-B", bounds=[(-6.0, 2.0)] * len(start), options={"maxiter": 20})
+        bounds = [(-6.0, 2.0)] * len(start)
+        found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 30})
         amplitudes = fixed | {name: float(np.exp(value)) for name, value in zip(learnt, found.x, strict=True)}
         flat = replace(unlearnt, amplitudes=amplitudes)
         counts = np.full(len(_CELLS), 0.05)
@@ -197,8 +201,8 @@ class Prior:
                 prediction = self.adapt(function, taken, values[[known[row] for row in taken.tolist()]])
                 mean, deviation = prediction.predict(rows[others])
                 errors[count].append(np.abs(values[others] - mean) / deviation)
-        stretch = {count: float(np.quantile(np.concatenate(each), 0.9)) / _Z90 for count, each in errors.items()}
-        return stretch | {0: max(stretch[0], 1.0)}  # before it is measured a chip may be unlike all others
+        # Not below 1: a new chip may be less like those that were measured than they are like each other.
+        return {count: max(float(np.quantile(np.concatenate(each), 0.9)) / _Z90, 1.0) for count, each in errors.items()}
 
     def choose(self, function: Function, pool: np.ndarray, count: int) -> np.ndarray:
         """The `count` rows of `pool` to measure, one after the other those that leave the least mean variance over it
@@ -310,9 +314,13 @@ def _condition(covariance: np.ndarray, values: np.ndarray, cell: _Cell) -> _Part
     return _Part(cell, factor, solved, evidence - 0.5 * count * float(np.log(2 * np.pi)))
 
 
-def _best_evidence(covariance: np.ndarray, values: np.ndarray) -> float:
-    """The largest logarithm of the evidence of `values` over Gaussian noises."""
+def _best_evidence(covariance: np.ndarray, values: np.ndarray) -> tuple[float, np.ndarray]:
+    """The largest logarithm of the evidence of `values` [n] over Gaussian noises, but for a constant, and its gradient
+    [n, n] with respect to the covariance."""
     eigenvalues, vectors = np.linalg.eigh(covariance)
-    noises = np.geomspace(0.0005, 0.256, 19)[:, None] ** 2
-    total = np.maximum(eigenvalues, 0.0) + noises
-    return float(np.max(-0.5 * (np.square(vectors.T @ values) / total + np.log(total)).sum(axis=1)))
+    total = np.maximum(eigenvalues, 0.0) + np.geomspace(0.0005, 0.256, 19)[:, None] ** 2
+    rotated = vectors.T @ values
+    evidence = -0.5 * (rotated**2 / total + np.log(total)).sum(axis=1)
+    best = int(np.argmax(evidence))
+    solved = vectors @ (rotated / total[best])
+    return float(evidence[best]), 0.5 * (np.outer(solved, solved) - (vectors / total[best]) @ vectors.T)

@@ -74,7 +74,7 @@ def architectures(table: pandas.DataFrame) -> Architectures:
 
 
 def summed(latency: np.ndarray, models: Architectures) -> np.ndarray:
-    """The logarithm of latencies [N] as sums over layers, fitted by least relative errors, which frees them of noise."""
+    """The logarithm of latencies [N] as sums over layers, by least relative errors, which frees them of noise."""
     out = np.empty(len(latency))
     for one in np.unique(models.cell):
         rows = np.flatnonzero(models.cell == one)
