@@ -20,6 +20,7 @@ python -m cosearch resume run=DIR                               continue a searc
 python -m cosearch report run=DIR                               write pareto.json and report.html anew
 python -m cosearch generate artifact=DIR prompt=TEXT [tokens=64] [temperature=0] [seed=0]
 python -m cosearch space name=SPACE [draws=20000] [seed=0] [target=cpu] [deploy=STACK]   how large a search space is
+python -m cosearch import_tables path=DIR[,DIR…] [output=DIR]   learn what operations take on GPUs from measured tables
 python -m cosearch doctor                                       what this machine can do, and what is missing"""
 
 _INTERRUPTED = 130
@@ -116,6 +117,16 @@ def space(arguments: list[str]) -> None:
     describe(options["name"], options["target"], options["deploy"] or None, options["draws"], options["seed"])
 
 
+def import_tables(arguments: list[str]) -> None:
+    """`import_tables path=DIR[,DIR…] output=DIR`"""
+    options = _options(arguments, {"path": str, "output": str}, {"output": ""})
+    from cosearch.report.pretrained import learn
+
+    learn(
+        [Path(folder) for folder in options["path"].split(",")], Path(options["output"]) if options["output"] else None
+    )
+
+
 def doctor(arguments: list[str]) -> None:
     """`doctor`"""
     _options(arguments, {})
@@ -130,6 +141,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "report": report,
     "generate": generate,
     "space": space,
+    "import_tables": import_tables,
     "doctor": doctor,
 }
 

@@ -22,9 +22,10 @@ SYSTEMS = "systems.csv"
 
 @dataclass(frozen=True)
 class _Generation:
-    """What multiprocessors of a compute capability have: operations on bfloat16 by its tensor cores each cycle, a
-    typical boost clock, and bytes of L2 cache for each."""
+    """The name of a generation of GPUs, and what its multiprocessors have: operations on bfloat16 by its tensor cores
+    each cycle, a typical boost clock, and bytes of L2 cache for each."""
 
+    name: str
     flops_per_cycle: float
     clock_hz: float
     l2_bytes: float
@@ -32,13 +33,13 @@ class _Generation:
 
 _MIB = 2.0**20
 _GENERATIONS = {
-    8.0: _Generation(2048, 1.41e9, 40 * _MIB / 108),
-    8.6: _Generation(1024, 1.70e9, 6 * _MIB / 84),
-    8.9: _Generation(1024, 2.52e9, 96 * _MIB / 142),
-    9.0: _Generation(4096, 1.83e9, 50 * _MIB / 132),
-    10.0: _Generation(8192, 1.86e9, 126 * _MIB / 148),
-    10.3: _Generation(8192, 1.86e9, 126 * _MIB / 148),
-    12.0: _Generation(1024, 2.43e9, 128 * _MIB / 188),
+    8.0: _Generation("Ampere", 2048, 1.41e9, 40 * _MIB / 108),
+    8.6: _Generation("GeForce Ampere", 1024, 1.70e9, 6 * _MIB / 84),
+    8.9: _Generation("Ada", 1024, 2.52e9, 96 * _MIB / 142),
+    9.0: _Generation("Hopper", 4096, 1.83e9, 50 * _MIB / 132),
+    10.0: _Generation("Blackwell", 8192, 1.86e9, 126 * _MIB / 148),
+    10.3: _Generation("Blackwell", 8192, 1.86e9, 126 * _MIB / 148),
+    12.0: _Generation("RTX Blackwell", 1024, 2.43e9, 128 * _MIB / 188),
 }
 """NVIDIA's whitepapers of A100, GA102, Ada, H100, Blackwell and RTX Blackwell: what a specification sheet does not tell
 follows from the compute capability that it does."""
@@ -55,6 +56,7 @@ class GPUChip:
     multiprocessors: float
     clock_hz: float
     l2_bytes: float
+    generation: str
 
     @classmethod
     def of_specification(
@@ -62,10 +64,9 @@ class GPUChip:
     ) -> "GPUChip":
         """A chip of which a specification sheet tells bandwidth, peaks and compute capability (9.0)."""
         nearest = min(_GENERATIONS, key=lambda known: abs(known - capability)) if np.isfinite(capability) else 8.9
-        generation = _GENERATIONS[nearest]
-        cycles_per_s = flops_per_s["bfloat16"] / generation.flops_per_cycle
-        count = cycles_per_s / generation.clock_hz
-        return cls(name, bandwidth_bytes_per_s, flops_per_s, count, generation.clock_hz, count * generation.l2_bytes)
+        one = _GENERATIONS[nearest]
+        count = flops_per_s["bfloat16"] / one.flops_per_cycle / one.clock_hz
+        return cls(name, bandwidth_bytes_per_s, flops_per_s, count, one.clock_hz, count * one.l2_bytes, one.name)
 
     @property
     def cycles_per_s(self) -> float:

@@ -7,24 +7,17 @@ usage: python experiments/latency_transfer/run.py --tables DIR[,DIR…] --op gem
 import argparse
 import json
 import sys
-from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import kendalltau, norm
 
 from cosearch.core.errors import UserError
 from cosearch.core.registry import did_you_mean
 from cosearch.latency import tables
+from cosearch.latency.error_card import leave_out
 from cosearch.latency.table_model import Training
-from cosearch.latency.tables import Measured
-
-POOL = 500
-"""Rows of the target that shots are chosen from; it is tested on all others."""
-Z90 = float(norm.ppf(0.95))
 
 
 def families_of(systems: list[str], groups: str) -> dict[str, str]:
@@ -34,32 +27,6 @@ def families_of(systems: list[str], groups: str) -> dict[str, str]:
         names = [name.strip() for name in group.split(",")]
         families |= dict.fromkeys(names, names[0])
     return families
-
-
-def scored(
-    training: Training, target: Measured, shots: list[int], seeds: int
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """For each seed and number of shots: how well the target is predicted without its family."""
-    model = training.model({training.families[target.chip.name]})
-    function = model.function(target.operations, target.chip)
-    logarithms = np.log(target.latency_s)
-    for seed in range(seeds):
-        pool = np.random.default_rng(seed).permutation(len(logarithms))[:POOL]
-        rest = np.setdiff1d(np.arange(len(logarithms)), pool)
-        chosen = model.prior.choose(function, pool, max(shots))
-        for count in shots:
-            taken = chosen[:count]
-            mean, deviation = model.prior.adapt(function, taken, logarithms[taken]).predict(rest)
-            error = mean - logarithms[rest]
-            yield (
-                count,
-                {
-                    "mape": float(np.abs(np.expm1(error)).mean()),
-                    "tau": float(kendalltau(mean, logarithms[rest]).statistic),
-                    "coverage": float((np.abs(error) <= Z90 * deviation).mean()),
-                    "width": float(np.exp(Z90 * np.median(deviation))),
-                },
-            )
 
 
 def main() -> None:
@@ -87,12 +54,7 @@ def main() -> None:
         )
         results = []
         for name in targets:
-            rows = defaultdict(list)
-            for count, figures in scored(training, systems[name], arguments.shots, arguments.seeds):
-                rows[count].append(figures)
-            for count, each in rows.items():
-                means = {key: round(float(np.mean([one[key] for one in each])), 4) for key in each[0]}
-                results.append({"op": arguments.op, "target": name, "shots": count, **means})
+            results += leave_out(training, systems[name], arguments.shots, arguments.seeds)
     table = Table("target", "shots", "MAPE", "Kendall's tau", "in 90 % interval", "interval, ×/÷")
     for one in results:
         table.add_row(
