@@ -20,7 +20,7 @@ def learn(folders: Sequence[Path], output: Path | None) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as shown:
         task = shown.add_task("reading", total=1.0)
-        made = pretrained.train(folders, lambda what, part: shown.update(task, description=what, completed=part))
+        made = pretrained.train(folders, lambda what, part: shown.update(task, description=str(what), completed=part))
         shown.update(task, description="trained", completed=1.0)
     folder = output or pretrained.trained()
     pretrained.save(made, folder)
