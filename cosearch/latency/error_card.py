@@ -1,7 +1,7 @@
 """How wrong an operation model is on chips that it never saw: what ships beside a model, and what studies print."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy.stats import kendalltau, norm
@@ -36,7 +36,7 @@ def leave_out(training: Training, target: Measured, shots: Sequence[int], seeds:
             figures.append(
                 {
                     "mape": float(np.abs(np.expm1(error)).mean()),
-                    "tau": float(kendalltau(mean, logarithms[rest])[0]),
+                    "tau": float(cast(tuple[float, float], kendalltau(mean, logarithms[rest]))[0]),
                     "coverage": float((np.abs(error) <= _Z90 * deviation).mean()),
                     "width": float(np.exp(_Z90 * np.median(deviation))),
                 }

@@ -25,7 +25,8 @@ from cosearch.latency.transfer import Function, Linear, Prior, Smooth
 VERSION = 1
 """Of the features and networks: weights of another version are refused."""
 _WIDTH, _LAYERS, _MEMBERS = 96, 2, 3
-_STEPS, _BATCH, _RATE, _DECAY = 3000, 1024, 3e-3, 1e-3
+STEPS = 3000
+_BATCH, _RATE, _DECAY = 1024, 3e-3, 1e-3
 _EXAMPLES = 65_536
 """That each member is trained on: drawn with replacement, as many of each family of chips."""
 _ROUND = 0.01
@@ -51,11 +52,11 @@ class Residual(nnx.Module):
         return self.out(x)[:, 0]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _train(features: int, key: jax.Array, x: jax.Array, y: jax.Array) -> nnx.State:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _train(features: int, steps: int, key: jax.Array, x: jax.Array, y: jax.Array) -> nnx.State:
     start, order = jax.random.split(key)
     graph, state = nnx.split(Residual(features, nnx.Rngs(start)))
-    optimizer = optax.adamw(optax.cosine_decay_schedule(_RATE, _STEPS), weight_decay=_DECAY)
+    optimizer = optax.adamw(optax.cosine_decay_schedule(_RATE, steps), weight_decay=_DECAY)
 
     def loss(state: nnx.State, key: jax.Array) -> jax.Array:
         drawn = jax.random.randint(key, (_BATCH,), 0, len(x))
@@ -67,7 +68,7 @@ def _train(features: int, key: jax.Array, x: jax.Array, y: jax.Array) -> nnx.Sta
         updates, moments = optimizer.update(jax.grad(loss)(state, key), moments, state)
         return (optax.apply_updates(state, updates), moments), None
 
-    keys = jax.random.split(order, _STEPS)
+    keys = jax.random.split(order, steps)
     (state, _), _ = jax.lax.scan(step, (state, optimizer.init(state)), keys)
     return state
 
@@ -82,7 +83,9 @@ class Network:
     standard: np.ndarray
 
     @classmethod
-    def train(cls, measured: Sequence[Measured], families: Mapping[str, str], seed: int = 0) -> "Network":
+    def train(
+        cls, measured: Sequence[Measured], families: Mapping[str, str], seed: int = 0, steps: int = STEPS
+    ) -> "Network":
         """Learn from tables; each family of chips counts as much as any other."""
         descriptions = [describe(one.operations, one.chip) for one in measured]
         x = np.concatenate([one.features for one in descriptions])
@@ -99,9 +102,7 @@ class Network:
             rng = np.random.default_rng((seed, member))
             drawn = rng.choice(len(x), _EXAMPLES, p=weights / weights.sum())
             key = jax.random.key(int(rng.integers(2**31)))
-            state = _train(
-                x.shape[1], descriptions[0].relative, key, jnp.asarray(x[drawn]), jnp.asarray(y[drawn], jnp.float32)
-            )
+            state = _train(x.shape[1], steps, key, jnp.asarray(x[drawn]), jnp.asarray(y[drawn], jnp.float32))
             members.append(tuple(np.asarray(leaf) for leaf in jax.tree.leaves(state)))
         return cls(tuple(members), bounds, standard)
 
@@ -176,6 +177,7 @@ class Training:
     families: Mapping[str, str]
     shots: Sequence[int]
     seed: int = 0
+    steps: int = STEPS
     progress: Progress = lambda what, part: None
 
     def __post_init__(self) -> None:
@@ -188,7 +190,7 @@ class Training:
         if not rest:
             return None
         if left_out not in self._networks:
-            self._networks[left_out] = Network.train(rest, self.families, self.seed)
+            self._networks[left_out] = Network.train(rest, self.families, self.seed, self.steps)
         return self._networks[left_out]
 
     def model(self, without: Iterable[str] = ()) -> OperationModel:
