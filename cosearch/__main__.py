@@ -20,6 +20,8 @@ python -m cosearch resume run=DIR                               continue a searc
 python -m cosearch report run=DIR                               write pareto.json and report.html anew
 python -m cosearch generate artifact=DIR prompt=TEXT [tokens=64] [temperature=0] [seed=0]
 python -m cosearch space name=SPACE [draws=20000] [seed=0] [target=cpu] [deploy=STACK]   how large a search space is
+python -m cosearch calibrate target=CHIP [shots=10] [seed=0]    measure what tells most of a chip at hand, and keep it
+python -m cosearch calibrate target=CHIP check=3                whether the calibration still holds
 python -m cosearch import_tables path=DIR[,DIR…] [output=DIR]   learn what operations take on GPUs from measured tables
 python -m cosearch doctor                                       what this machine can do, and what is missing"""
 
@@ -117,6 +119,27 @@ def space(arguments: list[str]) -> None:
     describe(options["name"], options["target"], options["deploy"] or None, options["draws"], options["seed"])
 
 
+def calibrate(arguments: list[str]) -> None:
+    """`calibrate target=CHIP shots=10 seed=0`, or `check=3`"""
+    kinds = {"target": str, "shots": int, "seed": int, "check": int}
+    options = _options(arguments, kinds, {"shots": 10, "seed": 0, "check": 0})
+    for key, least in (("shots", 1), ("check", 0)):
+        if options[key] < least:
+            raise UserError(f"{key}={options[key]}: must be at least {least}")
+    from cosearch.targets import TARGETS
+
+    if options["target"] not in TARGETS:
+        raise UserError(f"target={options['target']}: unknown{did_you_mean(options['target'], TARGETS.names())}")
+    from cosearch.report.calibrate import calibrate as measure
+    from cosearch.report.calibrate import check_drift
+
+    if options["check"]:
+        if not check_drift(options["target"], options["check"]):
+            raise UserError(f"target={options['target']}: the calibration no longer holds")
+    else:
+        measure(options["target"], options["shots"], options["seed"])
+
+
 def import_tables(arguments: list[str]) -> None:
     """`import_tables path=DIR[,DIR…] output=DIR`"""
     options = _options(arguments, {"path": str, "output": str}, {"output": ""})
@@ -141,6 +164,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "report": report,
     "generate": generate,
     "space": space,
+    "calibrate": calibrate,
     "import_tables": import_tables,
     "doctor": doctor,
 }

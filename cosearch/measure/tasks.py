@@ -16,7 +16,7 @@ from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected
 from cosearch.core.workload import Workload
 from cosearch.latency.hlo import HloFeatures
-from cosearch.measure import peaks, timing
+from cosearch.measure import operation, peaks, timing
 from cosearch.measure.bench import Bench, Compiled, compile_point, device_canary, steps
 from cosearch.measure.tune import tune_all
 from cosearch.precision import Precision
@@ -149,6 +149,14 @@ def measure_candidate(
     return {"samples_s": samples, "contended": [one.contended for one in timed]}
 
 
+def time_operation(
+    work: Workbench, progress: Progress, kind: str, columns: Mapping[str, Any], seconds: float, cold_bytes: int
+) -> dict[str, Any]:
+    """Seconds of one operation, and which part of them was contended."""
+    timed = operation.time_operation(kind, columns, cold_bytes, seconds, work.canary)
+    return {"samples_s": timed.sides[0], "contended": timed.contended}
+
+
 def evaluate_quality(
     work: Workbench, progress: Progress, point: Mapping[str, Any], recipe: Mapping[str, Any], corpus: str, cache: str
 ) -> dict[str, Any]:
@@ -236,6 +244,7 @@ TASKS: dict[str, Task] = {
     "verify": verify_candidate,
     "verify_portable": verify_portable,
     "measure": measure_candidate,
+    "operation": time_operation,
     "quality": evaluate_quality,
     "compare": compare_candidates,
     "artifact": write_artifact,

@@ -188,9 +188,9 @@ def _rounded(x: np.ndarray, inputs: str) -> np.ndarray:
     return np.asarray(token["values"]).astype(np.float64) * np.asarray(token["scale"], np.float64)
 
 
-def storage_of(product: Product) -> MatrixStorage:
-    """How the matrix of a product is stored, and multiplied by XLA."""
-    return MatrixStorage(product.format, product.layout, "dot", product.inputs, product.compression)
+def storage_of(product: Product, by: str = "dot") -> MatrixStorage:
+    """How the matrix of a product is stored, and multiplied `by` a lowering of XLA's or a kernel."""
+    return MatrixStorage(product.format, product.layout, by, product.inputs, product.compression)
 
 
 @functools.cache
