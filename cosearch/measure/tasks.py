@@ -17,7 +17,7 @@ from cosearch.core.errors import Rejected
 from cosearch.core.workload import Workload
 from cosearch.latency.hlo import HloFeatures
 from cosearch.measure import peaks, timing
-from cosearch.measure.bench import Bench, Compiled, compile_point, device_canary, steps
+from cosearch.measure.bench import Bench, Compiled, compile_point, device_canary, memory_bytes, steps
 from cosearch.measure.tune import tune_all
 from cosearch.precision import Precision
 from cosearch.quality import Recipe, corpus
@@ -90,7 +90,7 @@ def compile_candidate(
     return {
         "compile_s": time.perf_counter() - start,
         "copied_bytes": max(compiled.copied_bytes for compiled in programs),
-        **_memory([compiled.program for compiled in programs], [compiled.temporary_bytes for compiled in programs]),
+        **_memory([(compiled.program, compiled.executable) for compiled in programs]),
     }
 
 
@@ -109,7 +109,7 @@ def compile_for_absent(
     return {
         "compile_s": compile_s,
         "copied_bytes": max(one.copied_bytes for one in features),
-        **_memory([program for program, *_ in made], [one.temporary_bytes for one in features]),
+        **_memory([(program, executable) for program, executable, _ in made]),
     }
 
 
@@ -208,11 +208,14 @@ def _compiler(absent: str | None) -> Compile:
     return for_default_device if absent is None else accelerator(absent).compile
 
 
-def _memory(programs: Sequence[Program], temporary: Sequence[float]) -> dict[str, Any]:
-    """The bytes that the programs of a candidate take in memory."""
-    weights = sum(spec.size * spec.dtype.itemsize for spec in programs[0].params.values())
-    cache = max(sum(spec.size * spec.dtype.itemsize for spec in program.cache) for program in programs)
-    return {"weight_bytes": weights, "cache_bytes": cache, "memory_bytes": weights + cache + max(temporary)}
+def _memory(made: Sequence[tuple[Program, jax.stages.Compiled]]) -> dict[str, Any]:
+    """The bytes of a candidate's weights and of its largest cache, as they are stored, and those that its largest
+    program takes in memory."""
+    return {
+        "weight_bytes": sum(spec.size * spec.dtype.itemsize for spec in made[0][0].params.values()),
+        "cache_bytes": max(sum(spec.size * spec.dtype.itemsize for spec in program.cache) for program, _ in made),
+        "memory_bytes": max(memory_bytes(executable) for _, executable in made),
+    }
 
 
 def _each_step(samples: list[float], compiled: Compiled) -> list[float]:
