@@ -16,7 +16,7 @@ from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected
 from cosearch.core.workload import Workload
 from cosearch.latency.hlo import HloFeatures
-from cosearch.measure import peaks, timing
+from cosearch.measure import energy, peaks, timing
 from cosearch.measure.bench import Bench, Compiled, compile_point, device_canary, memory_bytes, steps
 from cosearch.measure.tune import tune_all
 from cosearch.precision import Precision
@@ -149,6 +149,21 @@ def measure_candidate(
     return {"samples_s": samples, "contended": [one.contended for one in timed]}
 
 
+def tell_energy_counter(work: Workbench, progress: Progress) -> dict[str, Any]:
+    """Why the energy of the device that JAX runs on cannot be counted, or nothing where it can."""
+    return {"why_uncounted": energy.why_uncounted(jax.devices()[0].platform)}
+
+
+def count_energy(work: Workbench, progress: Progress, point: Mapping[str, Any], cold_bytes: int) -> dict[str, Any]:
+    """Joules between updates of the device's counter, by operating point, and the steps that the compiled candidate
+    took meanwhile."""
+    _at_hand(work, point)
+    counter, programs = energy.COUNTERS[jax.devices()[0].platform], work.bench.programs
+    found = [energy.sample(steps([one], cold_bytes)[0], counter) for one in programs]
+    taken = [[one.program.steps * runs for runs in each.runs] for one, each in zip(programs, found, strict=True)]
+    return {"joules": [list(each.joules) for each in found], "steps": taken}
+
+
 def evaluate_quality(
     work: Workbench, progress: Progress, point: Mapping[str, Any], recipe: Mapping[str, Any], corpus: str, cache: str
 ) -> dict[str, Any]:
@@ -239,6 +254,8 @@ TASKS: dict[str, Task] = {
     "verify": verify_candidate,
     "verify_portable": verify_portable,
     "measure": measure_candidate,
+    "energy_counter": tell_energy_counter,
+    "energy": count_energy,
     "quality": evaluate_quality,
     "compare": compare_candidates,
     "artifact": write_artifact,

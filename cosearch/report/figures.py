@@ -272,13 +272,18 @@ def _hover(run: Run, trial: Trial) -> str:
 
 
 def _title(metric: str, unit: str) -> str:
-    per = " per token" if UNITS.get(metric) == "s/token" else ""
+    per = " per token" if UNITS.get(metric, "").endswith("/token") else ""
     return f"{text.label(metric)}{f' ({unit}{per})' if unit else ''}"
 
 
 def _scaling(metric: str, values: Sequence[float]) -> dict[str, Any]:
-    """A logarithmic axis for a latency that spans enough of it to have ticks at 1, 2 and 5."""
-    if metric != "latency_s" or not values or min(values) <= 0 or max(values) < _LOG_SPAN * min(values):
+    """A logarithmic axis for what a token costs, where it spans enough to have ticks at 1, 2 and 5."""
+    if (
+        not UNITS.get(metric, "").endswith("/token")
+        or not values
+        or min(values) <= 0
+        or max(values) < _LOG_SPAN * min(values)
+    ):
         return {"type": "linear"}
     return {"type": "log", "dtick": "D2", "tickformat": "~g"}
 
