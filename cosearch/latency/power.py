@@ -18,6 +18,7 @@ from cosearch.precision import Precision
 
 _IDLE, _MEMORY, _ARITHMETIC = 0.15, 0.35, 0.7
 """Parts of the limit: what is drawn in any case, and what busy memory and arithmetic draw beside it."""
+_MODEL = "power 1"
 _WITHIN = 2.5
 """Nine of ten powers are expected within this factor either way; all that is cited above are."""
 
@@ -39,7 +40,8 @@ def energy(candidate: Candidate, problem: Problem, latencies: Sequence[Metric]) 
         low += joules * least_s * share / _WITHIN
         middle += joules * latency.value * share
         high += joules * most_s * min(share * _WITHIN, 1.0)
-    return predicted("energy_j", middle, (low, high))
+    learnt = {latency.model for latency in latencies if latency.model}
+    return predicted("energy_j", middle, (low, high), "; ".join([_MODEL, *sorted(learnt)]))
 
 
 def _share(candidate: Candidate, problem: Problem, point: OperatingPoint, latency_s: float) -> float:

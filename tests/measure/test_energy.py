@@ -82,7 +82,9 @@ def test_a_machine_without_counters_says_so(folder: Path):
     for zone in ("intel-rapl:0", "intel-rapl:1"):
         shutil.rmtree(folder / zone)
     for empty in (folder, folder / "nowhere"):
-        assert RAPL(empty).why_unavailable() == f"Linux counts no processor's energy: no package in {empty}/intel-rapl:*"
+        assert (
+            RAPL(empty).why_unavailable() == f"Linux counts no processor's energy: no package in {empty}/intel-rapl:*"
+        )
 
 
 def test_files_that_hold_no_number_are_none(folder: Path):
@@ -112,7 +114,7 @@ def test_there_is_no_counter_of_tpus():
 
 @dataclass
 class Machine:
-    """Draws `run_j` a run, on a clock of its own by which a run takes `run_s`; its counter is updated every `update_s`."""
+    """Draws `run_j` a run, which takes `run_s` by its own clock; its counter is updated every `update_s`."""
 
     run_j: float
     run_s: float
