@@ -11,6 +11,7 @@ import pytest
 
 from cosearch import __main__ as cli
 from cosearch.__main__ import main
+from cosearch.measure.energy import why_uncounted
 from cosearch.settings import VERSION
 from tests import tiny
 
@@ -105,6 +106,15 @@ def test_a_compiler_option_that_is_none_is_refused(inputs: Path, tmp_path: Path,
     override = "knobs.schedule.compiler_options=[[],['xla_cpu_no_such_option=true']]"
     err = refused(capsys, *tiny.overrides(inputs, tmp_path / "runs", override))
     assert "knobs.schedule.compiler_options: ['xla_cpu_no_such_option=true'] is refused: " in err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(not why_uncounted("cpu"), reason="this machine counts its energy")
+@pytest.mark.parametrize("override", ["objectives=[minimize energy_j]", "constraints=['energy_j <= reference']"])
+def test_an_energy_that_nobody_can_tell_is_refused(inputs: Path, tmp_path: Path, capsys: Capture, override: str):
+    err = refused(capsys, *tiny.overrides(inputs, tmp_path / "runs", override))
+    assert f"energy_j can be neither measured nor predicted for target=cpu: {why_uncounted('cpu')}; and" in err
+    assert err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 
