@@ -14,6 +14,7 @@ from rich.table import Table
 
 from cosearch.core.errors import Rejected, UserError
 from cosearch.kernels.cpu import build
+from cosearch.measure.energy import COUNTERS
 from cosearch.measure.fingerprint import fingerprint
 from cosearch.measure.process import Worker
 from cosearch.paths import CONF, SEARCH_SPACES, cache_dir
@@ -89,6 +90,13 @@ def _absent() -> Finding:
     return None if missing else True, f"for {able}" if able else "none", f"missing: {'; '.join(missing)}"
 
 
+def _energy() -> Finding:
+    why = {type(counter).__name__: counter.why_unavailable() for counter in COUNTERS.values()}
+    able = ", ".join(name for name, reason in why.items() if reason is None)
+    missing = "; ".join(f"{name}: {reason}" for name, reason in why.items() if reason)
+    return True if able else None, able or "none", missing
+
+
 def _compiler() -> Finding:
     why = build.why_unavailable()
     return (
@@ -135,6 +143,7 @@ _CHECKS: dict[str, Callable[[], Finding]] = {
     "JAX device": _worker,
     "accelerators": _accelerator,
     "compiling for absent chips": _absent,
+    "energy counters": _energy,
     "C++ compiler": _compiler,
     "disk": _disk,
     "configuration": _data_files,

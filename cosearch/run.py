@@ -16,7 +16,7 @@ from cosearch.core.archive import Archive
 from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected, UserError
 from cosearch.core.files import write_json, write_text
-from cosearch.core.metric import Metrics
+from cosearch.core.metric import Metrics, Source
 from cosearch.core.problem import Problem
 from cosearch.core.space import Space, read_yaml
 from cosearch.core.target import Target
@@ -41,6 +41,7 @@ from cosearch.stages import (
     VerifyPortable,
     check_options,
     compare_with_plain,
+    energy_source,
     latency_key,
     quality_key,
     workload_latency,
@@ -67,13 +68,14 @@ def start(config: Mapping[str, Any]) -> Run:
     space, place = settings.load_space(), Workplace.of(settings.target)
     with place.worker() as worker:
         problem = _problem(settings, place, worker)
+        energy = energy_source(worker, problem, settings.limits)
         _check_compiler_options(space, worker, problem.target, settings)
         digest = corpus.load(settings.corpus).digest
         proposer = _proposer(settings, space, problem)
         folder = _new_folder(Path(config["output"]), settings.experiment)
         saved = {"version": VERSION, **config, "attached": place.attached}
         write_text(folder / CONFIG, yaml.safe_dump(saved, sort_keys=False))
-        return _continue(folder, settings, space, problem, proposer, place, worker, digest)
+        return _continue(folder, settings, space, problem, proposer, place, worker, digest, energy)
 
 
 def resume(folder: Path) -> Run:
@@ -91,7 +93,9 @@ def resume(folder: Path) -> Run:
     with place.worker() as worker:
         digest = corpus.load(settings.corpus).digest
         problem = _problem(settings, place, worker)
-        return _continue(folder, settings, space, problem, _proposer(settings, space, problem), place, worker, digest)
+        proposer = _proposer(settings, space, problem)
+        energy = energy_source(worker, problem, settings.limits)
+        return _continue(folder, settings, space, problem, proposer, place, worker, digest, energy)
 
 
 def report(folder: Path) -> Run:
@@ -133,6 +137,7 @@ def _continue(
     place: Workplace,
     worker: Worker,
     digest: str,
+    energy: Source | None,
 ) -> Run:
     run = Run(folder, settings.experiment, problem, space, settings.budget)
     with _locked(folder):
@@ -141,6 +146,9 @@ def _continue(
             raise UserError(
                 f"run={folder}: the search space {space.name!r} is another than the one it was started with"
             )
+        known = {trial.metrics["energy_j"].source for trial in archive if "energy_j" in trial.metrics}
+        if known - {energy}:
+            raise UserError(f"run={folder}: its energies are {', '.join(known)}; here they would be {energy}")
         for draft in (folder / ARTIFACTS).glob(".*"):
             shutil.rmtree(draft)  # of a save that was killed
         trackers = [TRACKERS[name](run) for name in settings.trackers]
@@ -154,7 +162,7 @@ def _continue(
             problem,
             (
                 Static(),
-                *_run_stages(worker, place, settings),
+                *_run_stages(worker, place, settings, energy),
                 Quality(worker, limits.quality_s, settings.quality, settings.corpus, cache_dir(), progress),
             ),
             lambda candidate: latency_key(candidate, problem),
@@ -165,7 +173,7 @@ def _continue(
         search(space.reference, scoring, proposer, archive, settings.budget, trackers)
         if place.attached:
             seconds = max(_CONFIRMING * settings.budget.seconds, _LEAST_CONFIRMING_S)
-            confirm(_measure_again(problem, place, settings), archive, seconds, trackers)
+            confirm(_measure_again(problem, place, settings, energy), archive, seconds, trackers)
         front = archive.front()
         for index, trial in enumerate(front):
             for tracker in trackers:
@@ -182,20 +190,24 @@ def _continue(
     return run
 
 
-def _run_stages(worker: Worker, place: Workplace, settings: Settings, purpose: str = "search") -> tuple[Stage, ...]:
+def _run_stages(
+    worker: Worker, place: Workplace, settings: Settings, energy: Source | None, purpose: str = "search"
+) -> tuple[Stage, ...]:
     """The stages that say how a candidate runs on its chip, or would."""
     limits = settings.limits
     compiled = Compile(worker, limits.compile_s, purpose)
     if not place.attached:
-        return compiled, VerifyPortable(worker, limits.verify_s), Predict(worker, limits.measure_s)
+        return compiled, VerifyPortable(worker, limits.verify_s), Predict(worker, limits.measure_s, energy)
     return (
         compiled,
         Verify(worker, limits.verify_s),
-        Measure(worker, limits.measure_s, settings.measure_seconds),
+        Measure(worker, limits.measure_s, settings.measure_seconds, energy),
     )
 
 
-def _measure_again(problem: Problem, place: Workplace, settings: Settings) -> Callable[[Candidate], Metrics]:
+def _measure_again(
+    problem: Problem, place: Workplace, settings: Settings, energy: Source | None
+) -> Callable[[Candidate], Metrics]:
     def measure(candidate: Candidate) -> Metrics:
         try:
             return once(candidate)
@@ -204,7 +216,7 @@ def _measure_again(problem: Problem, place: Workplace, settings: Settings) -> Ca
 
     def once(candidate: Candidate) -> Metrics:
         with place.worker() as fresh:
-            stages = _run_stages(fresh, place, settings, "confirm")
+            stages = _run_stages(fresh, place, settings, energy, "confirm")
             return {name: metric for stage in stages for name, metric in stage(candidate, problem).items()}
 
     return measure

@@ -5,7 +5,7 @@ Each asks the worker process for the work and turns its reply into metrics; limi
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ import numpy as np
 
 from cosearch import axes
 from cosearch.core.candidate import Candidate, content_hash
-from cosearch.core.errors import Rejected
-from cosearch.core.metric import Metric, Metrics, measured
+from cosearch.core.errors import Rejected, UserError
+from cosearch.core.metric import Metric, Metrics, Source, measured
 from cosearch.core.problem import Problem
 from cosearch.core.target import Target
-from cosearch.latency import absent, roofline
+from cosearch.latency import absent, power, roofline
 from cosearch.latency.features import work
 from cosearch.latency.hlo import HloFeatures
-from cosearch.measure import timing
+from cosearch.measure import energy, timing
 from cosearch.measure.process import Progress, Worker
 from cosearch.quality import Recipe
 from cosearch.schedule import Schedule
@@ -120,30 +120,45 @@ class VerifyPortable:
 
 @dataclass(frozen=True)
 class Predict:
-    """Predicts what was compiled for a chip that is not here (`latency/absent.py`)."""
+    """Predicts what was compiled for a chip that is not here (`latency/absent.py`), and its energy where that is asked
+    for."""
 
     worker: Worker
     limit_s: float
+    energy: Source | None = None
     name = "predict"
     depends_on = "latency_key"
-    provides = frozenset({"latency_s"})
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return _timed(self.energy)
 
     def __call__(self, candidate: Candidate, problem: Problem) -> Metrics:
         reply = self.worker.call("features", {"point": candidate.point}, self.limit_s)
         features = [HloFeatures.from_json(one) for one in reply["features"]]
-        return {"latency_s": absent.estimate(candidate, problem, features)}
+        latency = {"latency_s": absent.estimate(candidate, problem, features)}
+        if self.energy is None:
+            return latency
+        by_point = zip(problem.workload.points, features, strict=True)
+        latencies = [absent.estimate(candidate, power.alone(problem, point), [one]) for point, one in by_point]
+        return {**latency, "energy_j": power.energy(candidate, problem, latencies)}
 
 
 @dataclass(frozen=True)
 class Measure:
-    """Times what was compiled and verified, on cold data (`measure/bench.py`), and refuses what cannot be."""
+    """Times what was compiled and verified, on cold data (`measure/bench.py`), and refuses what cannot be; and counts
+    its energy (`measure/energy.py`), or predicts it, where that is asked for."""
 
     worker: Worker
     limit_s: float
     seconds: float
+    energy: Source | None = None
     name = "measure"
     depends_on = "latency_key"
-    provides = frozenset({"latency_s"})
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return _timed(self.energy)
 
     def __call__(self, candidate: Candidate, problem: Problem) -> Metrics:
         arguments = {"point": candidate.point, "seconds": self.seconds, "cold_bytes": cold_bytes(problem)}
@@ -157,7 +172,20 @@ class Measure:
                     f"impossible: {np.median(samples):.3g} s for {point.phase} at context {point.context}, where the "
                     f"target's peaks allow no less than {floor:.3g} s"
                 )
-        return {"latency_s": replace(workload_latency(by_point, problem), contended=max(reply["contended"]))}
+        latency = {"latency_s": replace(workload_latency(by_point, problem), contended=max(reply["contended"]))}
+        if self.energy is None:
+            return latency
+        return {**latency, "energy_j": self._energy(candidate, problem, by_point)}
+
+    def _energy(self, candidate: Candidate, problem: Problem, by_point: list[list[float]]) -> Metric:
+        points = problem.workload.points
+        if self.energy == "predicted":
+            each = zip(points, by_point, strict=True)
+            latencies = [workload_latency([samples], power.alone(problem, point)) for point, samples in each]
+            return power.energy(candidate, problem, latencies)
+        arguments = {"point": candidate.point, "cold_bytes": cold_bytes(problem)}
+        reply = self.worker.call("energy", arguments, self.limit_s)
+        return workload_energy(reply["joules"], reply["steps"], problem)
 
 
 @dataclass(frozen=True)
@@ -208,17 +236,57 @@ def quality_key(candidate: Candidate, recipe: Recipe, corpus_digest: str) -> str
 
 def workload_latency(by_point: list[list[float]], problem: Problem) -> Metric:
     """`latency_s` of raw samples by operating point: each one's median and interval, weighted."""
-    points = problem.workload.points
-    scales = np.array([point.weight / (point.tokens / point.batch) for point in points])
-    scales /= sum(point.weight for point in points)
-    medians, lows, highs = [], [], []
-    for samples in by_point:
-        median, (low, high) = timing.median_interval(samples)
-        medians.append(median)
-        lows.append(low)
-        highs.append(high)
-    interval = (float(scales @ lows), float(scales @ highs))
-    return measured("latency_s", float(scales @ medians), interval=interval, samples=tuple(itertools.chain(*by_point)))
+    scales = [point.weight / (point.tokens / point.batch) for point in problem.workload.points]
+    return _weighted("latency_s", scales, list(map(timing.median_interval, by_point)), by_point, problem)
+
+
+def workload_energy(joules: list[list[float]], steps: list[list[int]], problem: Problem) -> Metric:
+    """`energy_j` of what was counted by operating point: each one's joules a step, over the tokens of all sequences,
+    weighted."""
+    scales = [point.weight / point.tokens for point in problem.workload.points]
+    found = [energy.joules_a_run(drawn, taken) for drawn, taken in zip(joules, steps, strict=True)]
+    samples = [[j / n for j, n in zip(*each, strict=True)] for each in zip(joules, steps, strict=True)]
+    return _weighted("energy_j", scales, found, samples, problem)
+
+
+def _weighted(
+    name: str,
+    scales: Sequence[float],
+    found: Sequence[tuple[float, tuple[float, float]]],
+    samples: Sequence[Sequence[float]],
+    problem: Problem,
+) -> Metric:
+    """A measured metric of figures and their intervals by operating point."""
+    parts = np.array(scales) / sum(point.weight for point in problem.workload.points)
+    value, low, high = parts @ [(middle, *interval) for middle, interval in found]
+    return measured(name, value, interval=(float(low), float(high)), samples=tuple(itertools.chain(*samples)))
+
+
+def energy_source(worker: Worker, problem: Problem, limits: Limits) -> Source | None:
+    """Whether `energy_j` is measured here or predicted; None where the problem does not ask for it.
+
+    Raises:
+        UserError: it can be neither.
+    """
+    if "energy_j" not in problem.reads:
+        return None
+    target = problem.target
+    why = f"no {target.name} is attached"
+    if target.attached:
+        why = worker.call("energy_counter", {}, limits.measure_s)["why_uncounted"]
+    if why is None:
+        return "measured"
+    if target.power_w is None:
+        raise UserError(
+            f"energy_j can be neither measured nor predicted for target={target.name}: {why}; and what it draws at "
+            "most is not known"
+        )
+    return "predicted"
+
+
+def _timed(energy: Source | None) -> frozenset[str]:
+    """What timing gives, measured or predicted."""
+    return frozenset({"latency_s"} if energy is None else {"latency_s", "energy_j"})
 
 
 def check_options(worker: Worker, space: Any, target: Target, limits: Limits) -> Mapping[tuple[str, ...], str]:

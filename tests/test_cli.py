@@ -1,6 +1,7 @@
 """Bad input: exit code 2, one clear message that names the key and what is allowed, and no run folder."""
 
 import fcntl
+import json
 import os
 import shutil
 import sqlite3
@@ -11,6 +12,7 @@ import pytest
 
 from cosearch import __main__ as cli
 from cosearch.__main__ import main
+from cosearch.measure.energy import why_uncounted
 from cosearch.settings import VERSION
 from tests import tiny
 
@@ -105,6 +107,21 @@ def test_a_compiler_option_that_is_none_is_refused(inputs: Path, tmp_path: Path,
     override = "knobs.schedule.compiler_options=[[],['xla_cpu_no_such_option=true']]"
     err = refused(capsys, *tiny.overrides(inputs, tmp_path / "runs", override))
     assert "knobs.schedule.compiler_options: ['xla_cpu_no_such_option=true'] is refused: " in err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("override", ["objectives=[minimize energy_j]", "constraints=['energy_j <= reference']"])
+def test_energy_is_measured_or_refused(inputs: Path, tmp_path: Path, capsys: Capture, override: str):
+    arguments, why = tiny.overrides(inputs, tmp_path / "runs", override, "budget.trials=1"), why_uncounted("cpu")
+    if why is None:
+        assert main(arguments) == 0
+        (told,) = (tmp_path / "runs").glob("*/*/pareto.json")
+        (point,) = json.loads(told.read_text())["points"]
+        assert point["metrics"]["energy_j"]["source"] == "measured"
+        return
+    err = refused(capsys, *arguments)
+    assert f"energy_j can be neither measured nor predicted for target=cpu: {why}; and" in err
+    assert err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 

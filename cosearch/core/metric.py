@@ -8,6 +8,7 @@ Source = Literal["measured", "predicted"]
 
 UNITS: dict[str, str] = {
     "latency_s": "s/token",
+    "energy_j": "J/token",
     "memory_bytes": "bytes",
     "weight_bytes": "bytes",
     "cache_bytes": "bytes",

@@ -108,6 +108,11 @@ class Problem:
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...] = ()
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The metrics that it needs of a trial."""
+        return frozenset(o.metric for o in self.objectives).union(*(one.reads for one in self.constraints))
+
     def losses(self, values: Mapping[str, float], reference: Mapping[str, float]) -> np.ndarray | None:
         """One loss an objective (`Objective.loss`), or None where a metric of the trial or of the reference is
         missing or not finite."""

@@ -55,12 +55,15 @@ class Prediction:
 
 
 class LatencyModel:
-    """Predicts `latency_s` and `memory_bytes` for the candidates of one space, target and workload."""
+    """Predicts `latency_s` and `memory_bytes` for the candidates of one space, target and workload, and `energy_j`
+    where the problem reads it: what it is a second is learnt."""
 
     metrics: tuple[str, ...] = ("latency_s", "memory_bytes")
 
     def __init__(self, space: Space, problem: Problem, network: RateNetwork | None = None) -> None:
         self._problem = problem
+        if "energy_j" in problem.reads:
+            self.metrics = (*self.metrics, "energy_j")
         network = network or RateNetwork.load(problem.target.platform)
         self._operations = [Operations(space, point) for point in problem.workload.points]
         starts = (network, RateNetwork.untrained()) if network.tokens else (network,)
@@ -120,12 +123,12 @@ class LatencyModel:
         return float(off.mean()), float(np.quantile(off / deviation, 0.9)), process, seconds
 
     def predict(self, candidates: Sequence[Candidate]) -> dict[str, Prediction]:
-        """Predict both metrics of each candidate.
+        """Predict all metrics of each candidate.
 
         Raises:
             Rejected: `why_not` speaks of one.
         """
-        return self.predict_rows(self.encoding.rows(candidates))
+        return self.predict_rows(self.encoding.rows(candidates), self.metrics)
 
     def predict_rows(self, rows: np.ndarray, metrics: Sequence[str] = metrics) -> dict[str, Prediction]:
         """Predict some `metrics` of each row of `self.encoding`; thousands are screened by this."""
@@ -155,7 +158,8 @@ class LatencyModel:
         return found
 
     def _describe(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Features [n, d], the logarithms of the prior latency and memory [n, 2], and the bytes that are stored [n]."""
+        """Features [n, d], the logarithms of what is expected of each metric before [n, metrics], and the bytes that
+        are stored [n]."""
         workload = self._problem.workload
         features, seconds, stored = [], 0.0, np.zeros(len(rows))
         for point, operations, expect in zip(workload.points, self._operations, self._seconds, strict=True):
@@ -169,7 +173,8 @@ class LatencyModel:
             features += [np.log(held), np.log(total[:, 0]), np.log(total[:, 1]), np.log(total[:, 2])]
         known = [np.log(seconds), *features]
         chosen = [values[rows[:, column]] for column, values in enumerate(self._choices) if values.shape[1]]
-        return np.column_stack([*known, *chosen]), np.log(np.column_stack([seconds, stored])), stored
+        priors = {"latency_s": seconds, "memory_bytes": stored, "energy_j": seconds}
+        return np.column_stack([*known, *chosen]), np.log(np.column_stack([priors[m] for m in self.metrics])), stored
 
 
 def _features_of(values: Sequence[object]) -> np.ndarray:

@@ -103,11 +103,23 @@ class Compiled:
         """How much of the cache a run copies as a whole: nothing, where it is written in place."""
         return round(Module(self.executable.as_text() or "").copied_bytes(self.program.cache))
 
-    @property
-    def temporary_bytes(self) -> int:
-        """What it needs while it runs, beside weights and cache."""
-        analysis = self.executable.memory_analysis()
-        return int(analysis.temp_size_in_bytes) if analysis is not None else 0
+
+def memory_bytes(executable: jax.stages.Compiled) -> int:
+    """All that a compiled program takes of the chip's memory while it runs, by its compiler's own account: inputs as
+    they lie in memory, which on TPUs is in whole tiles, results that do not take an input's place, temporaries, and its
+    code where that lies there.
+
+    Not in it is the scratch memory of C++ kernels, of 4 MiB for each thread, which belongs to the process.
+
+    Raises:
+        Rejected: the compiler gives no account.
+    """
+    account = executable.memory_analysis()
+    if account is None:
+        raise Rejected("the compiler does not say what its program takes in memory")
+    results = account.output_size_in_bytes - account.alias_size_in_bytes
+    held = account.argument_size_in_bytes + account.generated_code_size_in_bytes
+    return int(held + results + account.temp_size_in_bytes)
 
 
 def compile_point(

@@ -16,8 +16,8 @@ from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected
 from cosearch.core.workload import Workload
 from cosearch.latency.hlo import HloFeatures
-from cosearch.measure import operation, peaks, timing
-from cosearch.measure.bench import Bench, Compiled, compile_point, device_canary, steps
+from cosearch.measure import energy, operation, peaks, timing
+from cosearch.measure.bench import Bench, Compiled, compile_point, device_canary, memory_bytes, steps
 from cosearch.measure.tune import tune_all
 from cosearch.precision import Precision
 from cosearch.quality import Recipe, corpus
@@ -90,7 +90,7 @@ def compile_candidate(
     return {
         "compile_s": time.perf_counter() - start,
         "copied_bytes": max(compiled.copied_bytes for compiled in programs),
-        **_memory([compiled.program for compiled in programs], [compiled.temporary_bytes for compiled in programs]),
+        **_memory([(compiled.program, compiled.executable) for compiled in programs]),
     }
 
 
@@ -109,7 +109,7 @@ def compile_for_absent(
     return {
         "compile_s": compile_s,
         "copied_bytes": max(one.copied_bytes for one in features),
-        **_memory([program for program, *_ in made], [one.temporary_bytes for one in features]),
+        **_memory([(program, executable) for program, executable, _ in made]),
     }
 
 
@@ -155,6 +155,21 @@ def time_operation(
     """Seconds of one operation, and which part of them was contended."""
     timed = operation.time_operation(kind, columns, cold_bytes, seconds, work.canary)
     return {"samples_s": timed.sides[0], "contended": timed.contended}
+
+
+def tell_energy_counter(work: Workbench, progress: Progress) -> dict[str, Any]:
+    """Why the energy of the device that JAX runs on cannot be counted, or nothing where it can."""
+    return {"why_uncounted": energy.why_uncounted(jax.devices()[0].platform)}
+
+
+def count_energy(work: Workbench, progress: Progress, point: Mapping[str, Any], cold_bytes: int) -> dict[str, Any]:
+    """Joules between updates of the device's counter, by operating point, and the steps that the compiled candidate
+    took meanwhile."""
+    _at_hand(work, point)
+    counter, programs = energy.COUNTERS[jax.devices()[0].platform], work.bench.programs
+    found = [energy.sample(steps([one], cold_bytes)[0], counter) for one in programs]
+    taken = [[one.program.steps * runs for runs in each.runs] for one, each in zip(programs, found, strict=True)]
+    return {"joules": [list(each.joules) for each in found], "steps": taken}
 
 
 def evaluate_quality(
@@ -216,11 +231,14 @@ def _compiler(absent: str | None) -> Compile:
     return for_default_device if absent is None else accelerator(absent).compile
 
 
-def _memory(programs: Sequence[Program], temporary: Sequence[float]) -> dict[str, Any]:
-    """The bytes that the programs of a candidate take in memory."""
-    weights = sum(spec.size * spec.dtype.itemsize for spec in programs[0].params.values())
-    cache = max(sum(spec.size * spec.dtype.itemsize for spec in program.cache) for program in programs)
-    return {"weight_bytes": weights, "cache_bytes": cache, "memory_bytes": weights + cache + max(temporary)}
+def _memory(made: Sequence[tuple[Program, jax.stages.Compiled]]) -> dict[str, Any]:
+    """The bytes of a candidate's weights and of its largest cache, as they are stored, and those that its largest
+    program takes in memory."""
+    return {
+        "weight_bytes": sum(spec.size * spec.dtype.itemsize for spec in made[0][0].params.values()),
+        "cache_bytes": max(sum(spec.size * spec.dtype.itemsize for spec in program.cache) for program, _ in made),
+        "memory_bytes": max(memory_bytes(executable) for _, executable in made),
+    }
 
 
 def _each_step(samples: list[float], compiled: Compiled) -> list[float]:
@@ -245,6 +263,8 @@ TASKS: dict[str, Task] = {
     "verify_portable": verify_portable,
     "measure": measure_candidate,
     "operation": time_operation,
+    "energy_counter": tell_energy_counter,
+    "energy": count_energy,
     "quality": evaluate_quality,
     "compare": compare_candidates,
     "artifact": write_artifact,

@@ -195,14 +195,17 @@ class _Plane:
         room = max(high - low, 0.02 * abs(high))
         return low - 0.8 * room, high + 1.2 * room
 
+    def source(self, metric: str) -> str:
+        """What stands before the name of a metric that is not measured."""
+        return "predicted " if metric in self._predicted else ""
+
     def axis(self, index: int) -> dict[str, Any]:
         """The settings of the x (0) or y (1) axis."""
         objective = self._objectives[index]
         if objective is None:
             return {"title": "trials"}
         better = "lower is better" if objective.goal == "minimize" else "higher is better"
-        source = "predicted " if objective.metric in self._predicted else ""
-        title = f"{source}{_title(objective.metric, self._scales[index][1])}, {better}"
+        title = f"{self.source(objective.metric)}{_title(objective.metric, self._scales[index][1])}, {better}"
         return {"title": title, **_scaling(objective.metric, self._values[index])}
 
 
@@ -211,7 +214,7 @@ def _front_dots(run: Run, plane: _Plane, best: Sequence[Trial]) -> list[go.Scatt
     if len(run.problem.objectives) > 2:
         third = run.problem.objectives[2].metric
         size, unit = text.scale(third, median(trial.values[third] for trial in best))
-        bar = {"title": _title(third, unit), "thickness": 12, "len": 0.7, "outlinewidth": 0}
+        bar = {"title": plane.source(third) + _title(third, unit), "thickness": 12, "len": 0.7, "outlinewidth": 0}
         values = [trial.values[third] / size for trial in best]
         return [plane.dots("front", best, marker | {"color": values, "colorscale": "Viridis", "colorbar": bar})]
     groups: dict[str, list[Trial]] = {}
@@ -272,13 +275,18 @@ def _hover(run: Run, trial: Trial) -> str:
 
 
 def _title(metric: str, unit: str) -> str:
-    per = " per token" if UNITS.get(metric) == "s/token" else ""
+    per = " per token" if UNITS.get(metric, "").endswith("/token") else ""
     return f"{text.label(metric)}{f' ({unit}{per})' if unit else ''}"
 
 
 def _scaling(metric: str, values: Sequence[float]) -> dict[str, Any]:
-    """A logarithmic axis for a latency that spans enough of it to have ticks at 1, 2 and 5."""
-    if metric != "latency_s" or not values or min(values) <= 0 or max(values) < _LOG_SPAN * min(values):
+    """A logarithmic axis for what a token costs, where it spans enough to have ticks at 1, 2 and 5."""
+    if (
+        not UNITS.get(metric, "").endswith("/token")
+        or not values
+        or min(values) <= 0
+        or max(values) < _LOG_SPAN * min(values)
+    ):
         return {"type": "linear"}
     return {"type": "log", "dtick": "D2", "tickformat": "~g"}
 

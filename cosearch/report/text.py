@@ -13,6 +13,7 @@ from cosearch.report import Comparison
 
 _LABELS = {
     "latency_s": "latency",
+    "energy_j": "energy",
     "memory_bytes": "memory",
     "weight_bytes": "weight size",
     "cache_bytes": "cache size",
@@ -27,6 +28,7 @@ _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 _SCALES = {
     "s/token": _SECONDS,
     "s": _SECONDS,
+    "J/token": ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"), (1e-9, "nJ")),
     "bytes": ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B")),
     "count": ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")),
     "fraction": ((0.01, "%"),),

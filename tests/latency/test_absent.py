@@ -60,7 +60,7 @@ def test_the_stage_that_takes_the_place_of_measuring_predicts():
     compiled = jax.jit(lambda x: jnp.exp(x) + 1).lower(jax.ShapeDtypeStruct((1 << 20,), jnp.float32)).compile()
     worker: Any = Answering(HloFeatures.of(compiled, []))
     stage, asked = Predict(worker, 10.0), problem("tpu_v5e", DECODE)
-    assert (stage.name, stage.provides) == ("predict", Measure.provides)
+    assert (stage.name, stage.provides) == ("predict", Measure(worker, 10.0, 1.0).provides)
     found = stage(candidate(), asked)["latency_s"]
     assert found.source == "predicted" and found.interval is not None
     assert found.value >= 2 * 4 * 2**20 / asked.target.bandwidth_bytes_per_s

@@ -1,6 +1,7 @@
 """The models of a run, on figures that are made up from a rule, so that what they should learn is known."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected
 from cosearch.core.metric import measured
-from cosearch.core.problem import Problem
+from cosearch.core.problem import Objective, Problem
 from cosearch.core.space import Space
 from cosearch.core.trial import Trial
 from cosearch.latency import roofline
@@ -117,6 +118,23 @@ def test_it_learns_what_the_knobs_do_and_how_sure_it_is(space: Space, problem: P
     assert np.median(error) < 0.15
     inside = (prediction.quantile(-1.645) <= truth) & (truth <= prediction.quantile(1.645))
     assert 0.75 <= inside.mean() <= 1.0
+
+
+def test_energy_is_learnt_where_the_problem_reads_it(space: Space, problem: Problem):
+    watts, candidates = 37.0, drawn(space, 60, 6)
+    asked = replace(problem, objectives=(*problem.objectives, Objective.parse("minimize energy_j")))
+    trials = []
+    for one in candidates[:40]:
+        done = trial(one, problem)
+        energy = measured("energy_j", watts * done.metrics["latency_s"].value)
+        trials.append(replace(done, metrics={**done.metrics, "energy_j": energy}))
+    model, plain = LatencyModel(space, asked), LatencyModel(space, problem)
+    for each in (model, plain):
+        each.fit(trials)
+    assert "energy_j" not in plain.predict(candidates)
+    found = model.predict(candidates[40:])["energy_j"].quantile(0.0)
+    truth = np.array([watts * true_latency_s(one, problem) for one in candidates[40:]])
+    assert np.median(np.abs(found / truth - 1)) < 0.2
 
 
 def test_too_few_trials_teach_nothing(space: Space, problem: Problem):

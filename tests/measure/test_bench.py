@@ -14,8 +14,9 @@ from cosearch.core.errors import Rejected
 from cosearch.core.problem import Objective, Problem
 from cosearch.core.target import Target
 from cosearch.core.workload import OperatingPoint, Workload
-from cosearch.measure.bench import Bench, Compiled, steps
+from cosearch.measure.bench import Bench, Compiled, memory_bytes, steps
 from cosearch.measure.process import Worker
+from cosearch.measure.tasks import Workbench, compile_candidate
 from cosearch.measure.verify import digest
 from cosearch.stages import Measure, cold_bytes
 
@@ -83,6 +84,55 @@ def test_caches_are_handed_on_used(bench: Bench):
     for one, other in zip(decode.used_cache(1), decode.used_cache(2), strict=True):
         assert np.isfinite(np.asarray(one, np.float64)).all()
         assert not np.array_equal(one, other)
+
+
+POINTER_BYTES = 8
+STORED = (
+    {},
+    {"schedule.layers": "unroll", "architecture.depth": 2},
+    {"schedule.steps": 4, "precision.weights": "int8"},
+    {"precision.weights": "bfloat16", "precision.kv_cache": "int4"},
+    pytest.param({"schedule.matmul": "cpp", "schedule.layers": "unroll"}, marks=pytest.mark.compiler),
+    pytest.param(
+        {"schedule.matmul": "cpp", "schedule.fusion": "step", "schedule.steps": 4}, marks=pytest.mark.compiler
+    ),
+)
+
+
+@pytest.mark.parametrize("choices", STORED, ids=str)
+def test_the_memory_is_that_of_all_buffers(choices: dict[str, Any]):
+    """What goes in, what comes out beside the cache, which is written in place, with its table, and temporaries."""
+    candidate, held = Candidate.from_point({**CANDIDATE.point, **choices}), []
+    bench = Bench()
+    for compiled in bench.compile(candidate, WORKLOAD, seed=1):
+        given = [
+            *compiled.params,
+            *compiled.empty_cache(),
+            *(np.zeros(x.shape, x.dtype) for x in compiled.program.inputs),
+        ]
+        size = sum(array.nbytes for array in given)
+        found = compiled.executable(*given)
+        beside = found[: len(found) - len(compiled.program.cache)]
+        results = sum(array.nbytes for array in beside) + POINTER_BYTES * len(found)
+        account = compiled.executable.memory_analysis()
+        assert account is not None
+        held.append(size + results + account.temp_size_in_bytes)
+        assert memory_bytes(compiled.executable) == held[-1]
+    told = compile_candidate(Workbench(), lambda what, done: None, candidate.point, WORKLOAD.to_json(), seed=1)
+    assert told["memory_bytes"] == max(held) > told["weight_bytes"] + told["cache_bytes"]
+
+
+class Silent:
+    """An executable whose compiler gives no account."""
+
+    def memory_analysis(self) -> None:
+        return None
+
+
+def test_no_memory_is_made_up():
+    silent: Any = Silent()
+    with pytest.raises(Rejected, match="does not say what its program takes"):
+        memory_bytes(silent)
 
 
 class Text:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from cosearch.core.metric import predicted
+from cosearch.core.problem import Objective
 from cosearch.core.trial import Trial
 from cosearch.report import Outcome, Run, figures, pareto, text
 from cosearch.report.console import ConsoleTracker
@@ -23,6 +24,39 @@ def from_afar(trial: Trial) -> Trial:
     value = trial.metrics["latency_s"].value
     latency = predicted("latency_s", value, (value / 2.5, value * 2.5))
     return replace(trial, metrics={**trial.metrics, "latency_s": latency})
+
+
+def with_energy(trial: Trial) -> Trial:
+    """The same trial, measured, with an energy that is predicted."""
+    if trial.failure:
+        return trial
+    joules = 50 * trial.metrics["latency_s"].value
+    return replace(trial, metrics={**trial.metrics, "energy_j": predicted("energy_j", joules, (joules / 3, joules))})
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_energy_that_nobody_counted_says_so_beside_a_latency_that_is_measured(tmp_path, fill, capsys, place: int):
+    run = make_run(tmp_path)
+    objectives = [*run.problem.objectives]
+    objectives.insert(place, Objective.parse("minimize energy_j"))
+    run = replace(run, problem=replace(run.problem, objectives=tuple(objectives)))
+    archive = fill(run, tuple(map(with_energy, TRIALS)))
+    tracker = ConsoleTracker(run)
+    for trial in archive:
+        tracker.log(trial, archive)
+    tracker.finish(archive, Outcome())
+    out = capsys.readouterr().out
+    shown = [line for line in out.splitlines() if "mJ" in line]
+    assert len(shown) > 6 and all("predicted " in line for line in shown), shown
+    assert "energy predicted 20 mJ [6.67 mJ, 20 mJ]" in out and "latency 400 µs" in out
+    table = page(run, archive, Outcome()).partition("<table>")[2].partition("</table>")[0]
+    assert table.count("mJ</span><i> predicted</i>") == len(archive.front()) == table.count("<i> predicted</i>")
+    drawn = str(figures.front(run, archive, Outcome()).to_json())
+    assert "predicted energy (mJ per token)" in drawn and "predicted latency" not in drawn
+    (point, *_) = pareto.document(run, archive, Outcome())["points"]
+    assert (point["metrics"]["energy_j"]["source"], point["metrics"]["energy_j"]["unit"]) == ("predicted", "J/token")
+    picture = WandbTracker(run)._picture(archive, Outcome())
+    assert "predicted/energy_j" in picture["columns"] and "energy_j" not in picture["columns"]
 
 
 @pytest.fixture

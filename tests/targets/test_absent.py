@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from cosearch.architecture.decoder import Decoder
 from cosearch.architecture.shape import DecoderShape
 from cosearch.core.candidate import Choices
 from cosearch.core.errors import Rejected
-from cosearch.latency.hlo import HloFeatures
+from cosearch.latency.hlo import HloFeatures, Module
+from cosearch.measure.bench import memory_bytes
 from cosearch.precision import Precision
 from cosearch.schedule import Schedule
 from cosearch.schedule.program import Program
@@ -26,11 +28,16 @@ pytestmark = pytest.mark.chips
 CHIPS = [name for name in TARGETS if isinstance(TARGETS[name], Accelerator)]
 
 
-def features(chip: str, options: Mapping[str, Any] | None = None, **schedule: Any) -> HloFeatures:
-    """Of a decode step of a small decoder."""
+def step(chip: str, options: Mapping[str, Any] | None = None, **schedule: Any) -> tuple[Program, jax.stages.Compiled]:
+    """A decode step of a small decoder."""
     shape = DecoderShape.of(Choices({"width": 256, "depth": 3, "attention": "mha", "ffn_ratio": 3}))
     program = Program(Decoder(shape, Precision(), Schedule(**schedule)), "decode", batch=1, capacity=512)
-    compiled = program.compile(options or {}, (), accelerator(chip).compile)
+    return program, program.compile(options or {}, (), accelerator(chip).compile)
+
+
+def features(chip: str, options: Mapping[str, Any] | None = None, **schedule: Any) -> HloFeatures:
+    """Of that."""
+    program, compiled = step(chip, options, **schedule)
     read = sum(one.size * one.dtype.itemsize for one in (*program.params.values(), *program.cache))
     found = HloFeatures.of(compiled, program.cache)
     assert found.moved_bytes > 0.5 * read, "it reads its weights and its cache, or what the loop has of them"
@@ -50,6 +57,33 @@ def test_a_decode_step_compiles(chip: str) -> None:
 def test_a_loop_over_the_layers_runs_as_often_as_there_are_layers(chip: str) -> None:
     looped, unrolled = features(chip, layers="scan"), features(chip, layers="unroll")
     assert 0.5 < looped.launches / unrolled.launches < 2
+
+
+@pytest.mark.parametrize("boundary", ["default", "compiler"])
+@pytest.mark.parametrize("chip", ["tpu_v5e", "h100"])
+def test_memory_counts_inputs_as_they_lie_on_the_chip(chip: str, boundary: str) -> None:
+    program, compiled = step(chip, boundary=boundary)
+    plain = sum(one.size * one.dtype.itemsize for one in program.arguments())
+    module, account = Module(compiled.as_text() or ""), compiled.memory_analysis()
+    assert account is not None
+    given = [one for one in module.computations[module.entry].values() if one.opcode == "parameter"]
+    in_tiles = sum(shape.bytes for one in given for shape in one.shapes)
+    assert in_tiles == plain if chip == "h100" else in_tiles > plain
+    beside = memory_bytes(compiled) - in_tiles - account.temp_size_in_bytes - account.generated_code_size_in_bytes
+    assert 256 * 4 <= beside < 4096, "logits, tokens and a table"
+
+
+def test_energy_is_predicted_where_the_power_is_known_and_else_refused(inputs: Path, tmp_path: Path) -> None:
+    more = ("objectives=[minimize latency_s,minimize energy_j]", "trackers=[console]", "budget.trials=1")
+    code, _, err = tiny.command(*tiny.overrides(inputs, tmp_path / "none", "target=tpu_v5e", *more), timeout_s=600)
+    assert code == 2 and "energy_j can be neither measured nor predicted for target=tpu_v5e: no tpu_v5e is " in err
+    assert not (tmp_path / "none").exists()
+    code, out, err = tiny.command(*tiny.overrides(inputs, tmp_path / "runs", "target=h100", *more), timeout_s=600)
+    assert code == 0 and "energy predicted " in out, err
+    (folder,) = (tmp_path / "runs" / "llm_decode").iterdir()
+    (point,) = json.loads((folder / "pareto.json").read_text())["points"]
+    latency, energy = point["metrics"]["latency_s"], point["metrics"]["energy_j"]
+    assert energy["source"] == "predicted" and energy["interval"][1] <= 700 * latency["interval"][1]
 
 
 @pytest.mark.parametrize("chip", ["tpu_v5e", "h100"])
