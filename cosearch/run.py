@@ -148,7 +148,7 @@ def _continue(
             )
         known = {trial.metrics["energy_j"].source for trial in archive if "energy_j" in trial.metrics}
         if known - {energy}:
-            raise UserError(f"run={folder}: its energies are {', '.join(known)}; here they would be {energy}")
+            raise UserError(f"run={folder}: its energies are {' and '.join(sorted(known))}; here they would not be")
         for draft in (folder / ARTIFACTS).glob(".*"):
             shutil.rmtree(draft)  # of a save that was killed
         trackers = [TRACKERS[name](run) for name in settings.trackers]

@@ -265,6 +265,17 @@ def test_a_damaged_archive_is_refused_and_left_alone(run_copy: Path, capsys: Cap
     assert str(path) in err
 
 
+def test_a_run_is_not_continued_where_its_energies_would_be_of_another_source(run_copy: Path, capsys: Capture):
+    source = "measured" if why_uncounted("cpu") else "predicted"
+    energy = f'"energy_j":{{"value":1.0,"unit":"J/token","source":"{source}","interval":null}},'
+    execute(f"""UPDATE trials SET trial = replace(trial, '"metrics":{{', '"metrics":{{{energy}')""")(
+        run_copy / "trials.db"
+    )
+    assert f"run={run_copy}: its energies are {source}; here they would not be" in refused(
+        capsys, "resume", f"run={run_copy}"
+    )
+
+
 def test_two_processes_do_not_work_on_one_run(run_copy: Path, capsys: Capture):
     with open(run_copy / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
