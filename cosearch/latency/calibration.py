@@ -119,8 +119,8 @@ def gpu_chip(target: Target) -> GPUChip:
     return GPUChip.of_specification(chip.name, chip.bandwidth_bytes_per_s, peaks, major + minor / 10)
 
 
-def subjects(target: Target) -> list[Subject]:
-    """What can be calibrated of a chip: of GPUs, what the operation models know; elsewhere, products.
+def subjects(target: Target, models: pretrained.Pretrained | None = None) -> list[Subject]:
+    """What can be calibrated of a chip: of GPUs, what the operation `models` know; elsewhere, products.
 
     Raises:
         UserError: operation models are damaged.
@@ -134,7 +134,7 @@ def subjects(target: Target) -> list[Subject]:
     chip = gpu_chip(target)
     return [
         Subject(kind, lambda operations, own=model: own.function(operations, chip), model.prior, _draw(kind, chip))
-        for kind, model in pretrained.load().models.items()
+        for kind, model in (models or pretrained.load()).models.items()
     ]
 
 

@@ -108,11 +108,14 @@ class Network:
 
     def __call__(self, description: Description) -> np.ndarray:
         """The mean of the members [n]; features outside the range count as its ends."""
-        x = np.clip(description.features, *self.bounds)
-        x = jnp.asarray((x - self.standard[0]) / self.standard[1], jnp.float32)
-        graph, state = _structure(x.shape[1])
-        found = [_apply(graph, jax.tree.unflatten(state, map(jnp.asarray, member)), x) for member in self.members]
-        return np.mean([np.asarray(one, float) for one in found], axis=0)
+        x = (np.clip(description.features, *self.bounds) - self.standard[0]) / self.standard[1]
+        count, width = x.shape
+        # Of few sizes, for each of which it is compiled.
+        padded = np.zeros((1 << max(count - 1, 1).bit_length(), width), np.float32)
+        padded[:count] = x
+        graph, state = _structure(width)
+        found = [_apply(graph, jax.tree.unflatten(state, map(jnp.asarray, member)), padded) for member in self.members]
+        return np.mean([np.asarray(one, float) for one in found], axis=0)[:count]
 
     def outside(self, description: Description) -> np.ndarray:
         """How far each operation [n] is outside of what was learnt from: of its features that do not depend on the

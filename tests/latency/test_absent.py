@@ -8,12 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from cosearch.core.candidate import Candidate
 from cosearch.core.problem import Objective, Problem
 from cosearch.core.workload import OperatingPoint, Workload
+from cosearch.latency import absent
 from cosearch.latency.absent import estimate
+from cosearch.latency.calibration import Calibration, Shot, choose, path_of, subjects
 from cosearch.latency.features import work
 from cosearch.latency.hlo import HloFeatures, Kernel
 from cosearch.stages import Measure, Predict
@@ -84,3 +87,43 @@ def test_it_is_a_tokens_of_one_sequence_weighted_over_the_workload():
     assert both.value == pytest.approx((alone[0] + 2 * alone[1]) / 3)
     steps = estimate(candidate(steps=4), problem("tpu_v5e", DECODE), [one])
     assert steps.value == pytest.approx(alone[0] / 4)
+
+
+def on_gpu(**precision: str) -> Candidate:
+    sizes = {"architecture.width": 512, "architecture.depth": 2, "architecture.head_dim": 64}
+    formats = {"precision.activations": "bfloat16", "precision.weights": "bfloat16", "precision.kv_cache": "bfloat16"}
+    return Candidate.from_point(
+        {**sizes, **formats, **{f"precision.{name}": value for name, value in precision.items()}}
+    )
+
+
+def test_on_gpus_operations_take_what_tables_taught(tmp_path, monkeypatch):
+    """Reading tiny matrices at the bandwidth of an H100 takes less than starting to."""
+    monkeypatch.setenv("COSEARCH_CACHE", str(tmp_path))
+    absent._models.cache_clear()
+    known, unknown = on_gpu(), on_gpu(weights="int8")
+    given = program(10, 1e6)
+    learnt, roofline = (estimate(one, problem("h100", DECODE), [given]).value for one in (known, unknown))
+    assert learnt > 1.2 * roofline
+    found = estimate(known, problem("h100", DECODE), [given])
+    assert "gemm" in found.model and "not calibrated" in found.model
+
+
+def test_a_calibration_narrows_the_interval_and_moves_the_figure(tmp_path, monkeypatch):
+    monkeypatch.setenv("COSEARCH_CACHE", str(tmp_path))
+    absent._models.cache_clear()
+    given = problem("h100", DECODE)
+    before = estimate(on_gpu(), given, [program(10, 1e6)])
+    [subject] = [one for one in subjects(given.target) if one.kind == "gemm"]
+    chosen, _ = choose(subject, 10, 0, 0)
+    slow = 3 * np.exp(subject.function(chosen).mean)
+    rows = [{name: values[row].item() for name, values in chosen.columns.items()} for row in range(len(chosen))]
+    shots = tuple(Shot("gemm", one, float(s), [float(s)]) for one, s in zip(rows, slow, strict=True))
+    Calibration("h100", {}, shots, ()).save(path_of("h100"))
+    absent._models.cache_clear()
+    after = estimate(on_gpu(), given, [program(10, 1e6)])
+    absent._models.cache_clear()
+    assert after.value > 1.5 * before.value
+    assert before.interval is not None and after.interval is not None
+    assert after.interval[1] / after.interval[0] < before.interval[1] / before.interval[0]
+    assert "calibrated by 10 operations" in after.model

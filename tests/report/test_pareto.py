@@ -22,7 +22,7 @@ def test_the_written_document_keeps_its_contract(run, archive, outcome):
         {"name": "bits_per_byte", "unit": "bits/byte", "goal": "minimize"},
     ]
     assert data["hypervolume"] == pytest.approx(archive.hypervolume())
-    assert data["trials"] == {"total": 7, "failed": 1}
+    assert data["trials"] == {"total": 7, "failed": 1, "considered": 7, "compiled": 0, "measured": 7}
     assert data["reference"]["uid"] == run.space.reference.uid
     assert data["reference"]["metrics"]["bits_per_byte"]["value"] == 3.0
     assert [point["uid"] for point in data["points"]] == [FAST.uid, KNEE.uid, SMALL.uid]
