@@ -53,7 +53,7 @@ def test_what_was_measured_is_taken_and_nothing_else(kept: Path):
 @pytest.mark.parametrize("name", ["processor", "instructions", "version", "threads"])
 def test_another_machine_measures_for_itself(kept: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     keep(PRODUCT, shipped(PRODUCT))
-    monkeypatch.setattr(tiles if name == "processor" else build, name, lambda: ("another",))
+    monkeypatch.setattr(build, name, lambda: ("another",))
     tiles._machine.cache_clear()
     assert not is_tuned(PRODUCT)
     keep(PRODUCT, shipped(PRODUCT))
