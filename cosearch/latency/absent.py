@@ -91,9 +91,12 @@ class _Known:
             if not own:
                 continue
             columns = zip(KINDS[subject.kind].columns, zip(*(sizes for _, sizes in own), strict=True), strict=True)
-            posterior, rows = subject.adapted(
-                self.calibration, Operations(subject.kind, {name: np.array(values) for name, values in columns})
-            )
+            told = Operations(subject.kind, {name: np.array(values) for name, values in columns})
+            inside = np.flatnonzero(subject.knows(told))
+            if not len(inside):
+                continue
+            own = [own[place] for place in inside]
+            posterior, rows = subject.adapted(self.calibration, told[inside])
             mean, deviation = posterior.predict(rows)
             counts = np.array([operation.count for operation, _ in own])
             each_s = counts * np.exp(mean)

@@ -18,7 +18,8 @@ from cosearch.core.files import write_json
 from cosearch.core.target import Target
 from cosearch.kernels import MATMUL_KERNELS
 from cosearch.latency import pretrained
-from cosearch.latency.tables import GPUChip, Operations
+from cosearch.latency.table_model import OperationModel
+from cosearch.latency.tables import GPUChip, Operations, describe
 from cosearch.latency.transfer import Function, Linear, Posterior, Prior, Smooth
 from cosearch.paths import cache_dir
 from cosearch.precision import FORMATS
@@ -32,6 +33,8 @@ _POOL = 500
 _PRODUCT_DEVIATION = 1.0
 """Of the logarithm, before any is measured, by which products of a format and lowering are off the roofline: XLA takes
 from 1 to 16 times as long as memory does."""
+_BEYOND = 0.1
+"""In parts of the range of a feature: operations further outside of the tables are not predicted from them."""
 DRIFT = 0.15
 """A measurement that repeats an older one to within this part agrees with it; medians of operations on an undisturbed
 machine do so to some 5 %."""
@@ -94,6 +97,8 @@ class Subject:
     prior: Prior
     draw: Callable[[np.random.Generator], Operations]
     """Operations that may be measured."""
+    knows: Callable[[Operations], np.ndarray] = lambda operations: np.ones(len(operations), bool)
+    """Which operations are like those that were learnt from; of others nothing should be said."""
 
     def adapted(self, calibration: Calibration | None, operations: Operations) -> tuple[Posterior, np.ndarray]:
         """What is known of `operations` after a calibration, and their rows in it."""
@@ -132,10 +137,15 @@ def subjects(target: Target, models: pretrained.Pretrained | None = None) -> lis
             )
         ]
     chip = gpu_chip(target)
-    return [
-        Subject(kind, lambda operations, own=model: own.function(operations, chip), model.prior, _draw(kind, chip))
-        for kind, model in (models or pretrained.load()).models.items()
-    ]
+    return [_of_gpu(model, chip) for model in (models or pretrained.load()).models.values()]
+
+
+def _of_gpu(model: OperationModel, chip: GPUChip) -> Subject:
+    def knows(operations: Operations) -> np.ndarray:
+        return model.network.outside(describe(operations, chip)) <= _BEYOND
+
+    expected = functools.partial(model.function, chip=chip)
+    return Subject(model.kind, expected, model.prior, _draw(model.kind, chip), knows)
 
 
 def _draw(kind: str, chip: GPUChip) -> Callable[[np.random.Generator], Operations]:

@@ -19,6 +19,7 @@ from cosearch.latency.absent import estimate
 from cosearch.latency.calibration import Calibration, Shot, choose, path_of, subjects
 from cosearch.latency.features import work
 from cosearch.latency.hlo import HloFeatures, Kernel
+from cosearch.latency.tables import Operations
 from cosearch.stages import Measure, Predict
 from cosearch.targets import TARGETS
 
@@ -107,6 +108,13 @@ def test_on_gpus_operations_take_what_tables_taught(tmp_path, monkeypatch):
     assert learnt > 1.2 * roofline
     found = estimate(known, problem("h100", DECODE), [given])
     assert "gemm" in found.model and "not calibrated" in found.model
+
+
+def test_of_operations_unlike_those_in_the_tables_nothing_is_said():
+    [gemm] = [one for one in subjects(problem("h100", DECODE).target) if one.kind == "gemm"]
+    sizes = {"dtype": ["bfloat16"] * 2, "m": [1, 1], "n": [4096, 2**22], "k": [4096, 2**22]}
+    told = Operations("gemm", {name: np.array(values) for name, values in sizes.items()})
+    assert gemm.knows(told).tolist() == [True, False]
 
 
 def test_a_calibration_narrows_the_interval_and_moves_the_figure(tmp_path, monkeypatch):
