@@ -1,15 +1,19 @@
 """A small network shared by all operations: how far each is from its roofline, by what it is, how its operand is
 stored, what runs it and what else was chosen. A candidate's seconds are the sum over its operations.
 
-What it has learnt is `pretrained/<platform>.npz`; `experiments/cpu_latency/run.py --pretrain` writes that of CPUs.
+What it has learnt is `pretrained/<platform>.safetensors`, of CPUs by
+`experiments/cpu_latency/run.py --pretrain`.
 """
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from cosearch.core.target import Target
 from cosearch.latency.batch import QUANTITIES, Batch, Operations
@@ -46,15 +50,19 @@ class RateNetwork:
     @classmethod
     def load(cls, platform: str) -> "RateNetwork":
         """What was learnt on chips of this kind; the roofline where nothing was."""
-        path = PRETRAINED / f"{platform}.npz"
+        path = PRETRAINED / f"{platform}.safetensors"
         return read(path) if path.is_file() else cls.untrained()
 
     def save(self, path: Path) -> None:
         """Write `path`."""
-        arrays = {f"{index}.{name}": one for index, member in enumerate(self.members) for name, one in member.items()}
         path.parent.mkdir(exist_ok=True)
-        arrays = {"tokens": np.array(self.tokens)} | {name: one.astype(np.float32) for name, one in arrays.items()}
-        np.savez_compressed(path, allow_pickle=False, **arrays)
+        members = enumerate(self.members)
+        arrays = {
+            f"{index}.{name}": np.ascontiguousarray(one, np.float32)
+            for index, own in members
+            for name, one in own.items()
+        }
+        save_file(arrays, path, {"tokens": json.dumps(self.tokens)})
 
 
 class Seconds:
@@ -129,10 +137,9 @@ def words_of(operations: Operations, tokens: Sequence[str]) -> tuple[np.ndarray,
 @functools.cache
 def read(path: Path) -> RateNetwork:
     """What `RateNetwork.save` wrote."""
-    with np.load(path) as data:
-        members: dict[str, dict[str, np.ndarray]] = {}
-        for name in data.files:
-            if name != "tokens":
-                index, _, part = name.partition(".")
-                members.setdefault(index, {})[part] = data[name]
-        return RateNetwork(tuple(map(str, data["tokens"])), tuple(members.values()))
+    members: dict[str, dict[str, np.ndarray]] = {}
+    with safe_open(path, "numpy") as data:
+        for name in data.keys():  # noqa: SIM118 - it is no mapping
+            index, _, part = name.partition(".")
+            members.setdefault(index, {})[part] = data.get_tensor(name)
+        return RateNetwork(tuple(json.loads(data.metadata()["tokens"])), tuple(members.values()))

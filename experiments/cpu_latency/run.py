@@ -47,6 +47,8 @@ from cosearch.targets import TARGETS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
+KEPT = 24
+"""Samples of a measurement that a row has; the figure and its interval are of all of them."""
 STUDIED = 120
 """The candidates that the study is of: half to fit to, half to predict. The network that ships has not seen them."""
 
@@ -64,8 +66,26 @@ def problem_here(chosen: Settings, worker: Worker) -> Problem:
 
 def results(path: Path = RESULTS) -> list[tuple[Trial, Target]]:
     """What is measured so far, in that order; a candidate may be there twice."""
-    rows = map(json.loads, path.read_text().splitlines()) if path.is_file() else ()
-    return [(Trial.from_json(row), Target.from_json(row["target"])) for row in rows]
+    found, place = [], {}
+    for row in map(json.loads, path.read_text().splitlines()) if path.is_file() else ():
+        place |= {name: row[name] for name in _PLACE if name in row}
+        trial = {"latency_key": "", "quality_key": "", "predictions": {}, "reused": (), **place, **row}
+        found.append((Trial.from_json(trial), Target.from_json(place["target"])))
+    return found
+
+
+_PLACE = ("fingerprint", "target")
+"""Of a row: told where they differ from the row before."""
+
+
+def append(trial: Trial, target: Target, before: tuple[Trial, Target] | None) -> None:
+    """Add a row to `RESULTS`."""
+    told = trial.to_json() | {"target": target.to_json()}
+    row = {name: told[name] for name in ("point", "metrics", "failure", "seconds")}
+    last = {} if before is None else {"fingerprint": before[0].fingerprint, "target": before[1].to_json()}
+    row |= {name: told[name] for name in _PLACE if told[name] != last.get(name)}
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def drawn(space: Space, problem: Problem, seed: int) -> Iterator[Candidate]:
@@ -87,15 +107,14 @@ def score(candidate: Candidate, problem: Problem, stages: list[Stage]) -> Trial:
         seconds[stage.name] = round(monotonic() - start, 3)
         if failure:
             break
-    metrics = {name: shortened(metric) for name, metric in metrics.items()}
-    return Trial(
-        candidate, latency_key(candidate, problem), "", metrics, {}, failure, seconds, fingerprint=fingerprint()
-    )
+    kept = {name: shortened(metrics[name]) for name in ("latency_s", "memory_bytes") if name in metrics}
+    return Trial(candidate, latency_key(candidate, problem), "", kept, {}, failure, seconds, fingerprint=fingerprint())
 
 
 def shortened(metric: Metric) -> Metric:
-    """With samples of five digits, which is what a clock tells of them."""
-    return replace(metric, samples=tuple(float(f"{sample:.5g}") for sample in metric.samples))
+    """With at most `KEPT` samples, evenly over the time of measuring, of the five digits that a clock tells."""
+    every = -(-len(metric.samples) // KEPT) or 1
+    return replace(metric, samples=tuple(float(f"{sample:.5g}") for sample in metric.samples[::every]))
 
 
 def measure(chosen: Settings, candidates: int, again: int, seed: int) -> None:
@@ -109,15 +128,16 @@ def measure(chosen: Settings, candidates: int, again: int, seed: int) -> None:
             Compile(worker, limits.compile_s),
             Measure(worker, limits.measure_s, chosen.measure_seconds),
         ]
-        done = [trial for trial, _ in results()]
+        rows = results()
+        done = [trial for trial, _ in rows]
         known = {trial.uid for trial in done}
         times = [trial.uid for trial in done if trial.failure is None]
         task = progress.add_task("measuring", total=candidates + again, completed=len(times))
 
         def add(candidate: Candidate) -> Trial:
             trial = score(candidate, problem, stages)
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(trial.to_json() | {"target": problem.target.to_json()}) + "\n")
+            append(trial, problem.target, rows[-1] if rows else None)
+            rows.append((trial, problem.target))
             progress.update(task, advance=trial.failure is None)
             return trial
 
@@ -159,8 +179,8 @@ def pretrain(chosen: Settings) -> None:
     operations = Operations(chosen.load_space(), point)
     batch = operations(operations.encoding.rows([trial.candidate for trial in trials]))
     network = train(operations, batch, target, latencies(trials))
-    network.save(PRETRAINED / f"{target.platform}.npz")
-    print(json.dumps({"trained_on": len(trials), "file": f"{target.platform}.npz"}))
+    network.save(PRETRAINED / f"{target.platform}.safetensors")
+    print(json.dumps({"trained_on": len(trials), "file": f"{target.platform}.safetensors"}))
 
 
 def table_of_layers(seen: Sequence[Trial], unseen: Sequence[Trial]) -> np.ndarray:
