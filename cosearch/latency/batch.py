@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cache, partial
 from typing import Any, cast
 
 import numpy as np
@@ -21,11 +22,12 @@ from cosearch.architecture.decoder import cached_as, scheduled_as
 from cosearch.architecture.feedforward import FEEDFORWARD, FeedForwardShape
 from cosearch.architecture.linear import MatrixStorage
 from cosearch.architecture.shape import ABSORBED, DECIDES, EMBEDDING, VOCABULARY, DecoderShape
-from cosearch.core.candidate import AXES, Candidate, Value
+from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected
 from cosearch.core.space import Space, variant_knobs
 from cosearch.core.workload import OperatingPoint
 from cosearch.kernels import ATTENTION_KERNELS, MATMUL_KERNELS
+from cosearch.latency.encoding import Encoding, Interned, Table
 from cosearch.latency.operations import (
     STATE_BYTES,
     Role,
@@ -44,70 +46,12 @@ QUANTITIES = ("count", "multiplications", "read_bytes", "outputs")
 it gives; of an attention the latter are those that its cache has room for, all of which are copied where it is not
 written in place."""
 
-INACTIVE = -1
 _PRODUCT = ("precision.weights", "precision.rules", "precision.matmul_inputs", "precision.activations")
 _PRODUCT += ("schedule.matmul", "schedule.weight_layout", "schedule.attention", "schedule.layers", "schedule.fusion")
 _CACHE = ("precision.kv_cache", "precision.activations", "schedule.attention", "schedule.cache_layout")
 _CACHE += ("schedule.layers", "schedule.fusion")
 _HOW = ("precision.activations", "schedule.layers", "schedule.fusion")
 _NOT_CONTEXT = {*_PRODUCT, *_CACHE, *_HOW}
-
-
-class Encoding:
-    """Candidates of a space as rows of indices into its knobs' values; `INACTIVE` where a knob is."""
-
-    def __init__(self, space: Space) -> None:
-        self.values: dict[str, tuple[Value, ...]] = {}
-        for name, values in space.knobs.items():
-            own = space.reference.point.get(name)
-            self.values[name] = values if own is None or own in values else (*values, own)
-        self.names = list(self.values)
-        self._index = {name: {value: at for at, value in enumerate(values)} for name, values in self.values.items()}
-        self._columns = {axis: [i for i, name in enumerate(self.names) if name.startswith(f"{axis}.")] for axis in AXES}
-        self._axis_rows: dict[tuple[str, Any], list[int]] = {}
-
-    def columns(self, names: Sequence[str]) -> list[int]:
-        """Where the knobs of these names are."""
-        return [self.names.index(name) for name in names if name in self.values]
-
-    def why_not(self, candidate: Candidate) -> str | None:
-        """Which choice the space does not offer; None where it offers all."""
-        for name, value in candidate.point.items():
-            if value not in self._index.get(name, ()):
-                allowed = ", ".join(map(repr, self.values.get(name, ())))
-                return f"{name}={value!r} is not among the values it knows: {allowed}"
-        return None
-
-    def rows(self, candidates: Sequence[Candidate]) -> np.ndarray:
-        """[n, knobs].
-
-        Raises:
-            Rejected: `why_not` speaks of one.
-        """
-        rows = np.full((len(candidates), len(self.names)), INACTIVE, np.int16)
-        for axis, columns in self._columns.items():
-            rows[:, columns] = [self._axis_row(axis, candidate) for candidate in candidates]
-        return rows
-
-    def candidate(self, row: np.ndarray) -> Candidate:
-        """The candidate of a row."""
-        return Candidate.from_point(
-            {name: self.values[name][at] for name, at in zip(self.names, row, strict=True) if at != INACTIVE}
-        )
-
-    def _axis_row(self, axis: str, candidate: Candidate) -> list[int]:
-        choices = getattr(candidate, axis)
-        row = self._axis_rows.get((axis, choices))
-        if row is None:
-            if why := self.why_not(candidate):
-                raise Rejected(why)
-            skipped = len(axis) + 1
-            names = [self.names[column] for column in self._columns[axis]]
-            row = [
-                self._index[name][choices[name[skipped:]]] if name[skipped:] in choices else INACTIVE for name in names
-            ]
-            self._axis_rows[axis, choices] = row
-        return row
 
 
 @dataclass(frozen=True)
@@ -179,36 +123,6 @@ class Batch:
     legal: np.ndarray
 
 
-class _Table:
-    """A row for each distinct choice in some columns, made from the first candidate that has it."""
-
-    def __init__(self, encoding: Encoding, names: Sequence[str], make: Callable[[Candidate], Any]) -> None:
-        self._encoding, self._columns, self._make = encoding, encoding.columns(names), make
-        self._known: dict[bytes, int] = {}
-        self.made: list[Any] = []
-
-    def find(self, rows: np.ndarray) -> np.ndarray:
-        """The number of each candidate's row."""
-        own = np.ascontiguousarray(rows[:, self._columns])
-        code, size = np.zeros(len(own), np.int64), 1
-        for place, column in enumerate(self._columns):
-            radix = len(self._encoding.values[self._encoding.names[column]]) + 1
-            if size * radix >= 2**62:
-                code = np.unique(code, return_inverse=True)[1]
-                size = len(own)
-            code, size = code * radix + own[:, place] + 1, size * radix
-        _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
-        numbers = np.empty(len(first), np.int64)
-        for index, at in enumerate(first.tolist()):
-            key = own[at].tobytes()
-            number = self._known.get(key)
-            if number is None:
-                number = self._known[key] = len(self.made)
-                self.made.append(self._make(self._encoding.candidate(rows[at])))
-            numbers[index] = number
-        return numbers[inverse]
-
-
 @dataclass(frozen=True)
 class _Blocks:
     """Some operations of a shape: entries, sizes [S, 4] without bytes, and bytes by format [S, formats] that are read
@@ -235,20 +149,6 @@ class _Counted:
         )
 
 
-class _Interned:
-    """Distinct things, in the order in which they came."""
-
-    def __init__(self) -> None:
-        self._number: dict[Any, int] = {}
-        self.all: list[Any] = []
-
-    def __call__(self, thing: Any) -> int:
-        number = self._number.setdefault(thing, len(self.all))
-        if number == len(self.all):
-            self.all.append(thing)
-        return number
-
-
 class Operations:
     """Describes candidates of one space at one operating point."""
 
@@ -262,14 +162,15 @@ class Operations:
         built = [name for name in known if name.startswith("architecture.")]
         both = ["architecture.width", "architecture.depth"]
         context = [name for name in known if name.startswith(("precision.", "schedule.")) and name not in _NOT_CONTEXT]
-        self._attention = _Table(self.encoding, [*(n for n in built if n not in own), *sparse], self._attention_blocks)
-        self._feedforward = _Table(self.encoding, [*both, *own, *sparse], self._feedforward_blocks)
-        self._product = _Table(self.encoding, _PRODUCT, lambda candidate: candidate)
-        self._cache = _Table(self.encoding, _CACHE, lambda candidate: candidate)
-        self._plain = _Table(self.encoding, _HOW, lambda candidate: candidate)
-        self._context = _Table(self.encoding, context, self._words(context))
+        attention = [*(name for name in built if name not in own), *sparse]
+        self._attention = Table(self.encoding, attention, partial(self._blocks_of, "attention"))
+        self._feedforward = Table(self.encoding, [*both, *own, *sparse], partial(self._blocks_of, "feedforward"))
+        self._product = Table(self.encoding, _PRODUCT, lambda candidate: candidate)
+        self._cache = Table(self.encoding, _CACHE, lambda candidate: candidate)
+        self._plain = Table(self.encoding, _HOW, lambda candidate: candidate)
+        self._context = Table(self.encoding, context, self._words(context))
         self._steps = np.zeros(0)
-        self.entries, self.storages = _Interned(), _Interned()
+        self.entries, self.storages = Interned(), Interned()
         self._storages_none = self.storages(Storage("dot"))
         self._groups: dict[Any, tuple[int, str]] = {}
         self._paths: list[str] = []
@@ -330,19 +231,11 @@ class Operations:
         legal = stacked[0]["legal"][numbers[0]] & stacked[1]["legal"][numbers[1]]
         return Batch(entry, storage, context, size, stored.sum(axis=1) - held, held, legal)
 
-    def _attention_blocks(self, candidate: Candidate) -> "_Blocks | None":
+    def _blocks_of(self, which: str, candidate: Candidate) -> "_Blocks | None":
         try:
-            shape = axes.served_shape(candidate)
+            return self._blocks(axes.served_shape(candidate), which)
         except Rejected:
             return None
-        return self._blocks(shape, "attention")
-
-    def _feedforward_blocks(self, candidate: Candidate) -> "_Blocks | None":
-        try:
-            shape = axes.served_shape(candidate)
-        except Rejected:
-            return None
-        return self._blocks(shape, "feedforward")
 
     def _blocks(self, shape: DecoderShape, which: str) -> _Blocks:
         merged: dict[int, _Counted] = {}
@@ -426,7 +319,7 @@ class Operations:
             self._paths.append(path)
         return self._groups[key][0]
 
-    def _stack(self, name: str, table: _Table) -> dict[str, np.ndarray]:
+    def _stack(self, name: str, table: Table) -> dict[str, np.ndarray]:
         """A table's rows as arrays of equal length; made anew where there are more of them."""
         count, arrays = self._stacked.get(name, (0, {}))
         if count == len(table.made) and arrays:
@@ -473,7 +366,7 @@ class Operations:
             column = np.where(there, chosen[..., 1], column)
         return self._run_by(entry, storage), column
 
-    def _lookup(self, table: _Table, make: Callable[[int, Candidate], tuple[int, int]], groups: int) -> np.ndarray:
+    def _lookup(self, table: Table, make: Callable[[int, Candidate], tuple[int, int]], groups: int) -> np.ndarray:
         """[groups, rows of the table, 2]: storage and column."""
         name = make.__name__
         before = self._storage_of.get(name, np.zeros((0, 0, 2), np.int64))
@@ -563,13 +456,8 @@ _PLAIN = DecoderShape(1, ())
 """Of a shape `scheduled_as` asks only how a matrix is compressed, which entries know themselves."""
 
 
+@cache
 def _bits(name: str, compression: Any, rows: int, columns: int) -> float:
     """Stored bits of a matrix; 0 where the format does not hold it, which no legal candidate asks for."""
-    key = (name, compression, rows, columns)
-    if key not in _BITS:
-        storage = MatrixStorage(name, compression=compression)
-        _BITS[key] = 0 if storage.why_not((rows, columns)) else storage.bits((rows, columns))
-    return _BITS[key]
-
-
-_BITS: dict[tuple[str, Any, int, int], float] = {}
+    storage = MatrixStorage(name, compression=compression)
+    return 0 if storage.why_not((rows, columns)) else storage.bits((rows, columns))

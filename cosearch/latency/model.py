@@ -16,7 +16,8 @@ from cosearch.core.gaussian_process import GaussianProcess
 from cosearch.core.problem import Problem
 from cosearch.core.space import Space
 from cosearch.core.trial import Trial
-from cosearch.latency.batch import Encoding, Operations
+from cosearch.latency.batch import Operations
+from cosearch.latency.encoding import Encoding
 from cosearch.latency.network import RateNetwork, Seconds
 
 VERSION = 2
