@@ -1,7 +1,7 @@
 """A small network shared by all operations: how far each is from its roofline, by what it is, how its operand is
 stored, what runs it and what else was chosen. A candidate's seconds are the sum over its operations.
 
-What it has learnt is `pretrained/<platform>.safetensors`, of CPUs by
+What it has learnt is `pretrained/rates_<platform>.safetensors`, of CPUs by
 `experiments/cpu_latency/run.py --pretrain`.
 """
 
@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from cosearch.core.target import Target
+from cosearch.latency import SHIPPED
 from cosearch.latency.batch import QUANTITIES, Batch, Operations
 from cosearch.latency.operations import ROLES
 
-PRETRAINED = Path(__file__).parent / "pretrained"
 SIZES = 6
 MOST = 8.0
 """Of the logarithm of how far an operation may be from its roofline."""
@@ -50,7 +50,7 @@ class RateNetwork:
     @classmethod
     def load(cls, platform: str) -> "RateNetwork":
         """What was learnt on chips of this kind; the roofline where nothing was."""
-        path = PRETRAINED / f"{platform}.safetensors"
+        path = rates(platform)
         return read(path) if path.is_file() else cls.untrained()
 
     def save(self, path: Path) -> None:
@@ -109,6 +109,11 @@ def pair_factors(member: Weights, entry: np.ndarray, storage: np.ndarray, sizes:
 
 _ROOFLINE = (0.0, -8.0, 0.0, -8.0)
 """Factors of the roofline: overhead and bytes count once; multiplications and outputs hardly, beside them."""
+
+
+def rates(platform: str) -> Path:
+    """The file of what was learnt on chips of this kind."""
+    return SHIPPED / f"rates_{platform}.safetensors"
 
 
 def scales(target: Target) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Operation models as files: the ones that ship, and those that somebody trained on tables of their own.
 
-A folder has `gpu.safetensors`, the networks' weights, and `gpu.json`, all else: the learnt priors, what was trained on,
-and the error card, how wrong the models are on chips of families that were left out. What ships was written by
-`python -m cosearch import_tables path=DIR output=cosearch/latency/pretrained`.
+A folder has `operations_gpu.safetensors`, the networks' weights, and `operations_gpu.json`, all else: the learnt
+priors, what was trained on, and the error card, how wrong the models are on chips of families that were left out. What
+ships was written by `python -m cosearch import_tables path=DIR output=cosearch/latency/pretrained`.
 """
 
 import json
@@ -17,15 +17,14 @@ from safetensors.numpy import load_file, save_file
 
 from cosearch.core.errors import UserError
 from cosearch.core.files import write_json
-from cosearch.latency import tables
+from cosearch.latency import SHIPPED, tables
 from cosearch.latency.error_card import leave_out
 from cosearch.latency.table_model import VERSION, Network, OperationModel, Training
 from cosearch.latency.transfer import Prior
 from cosearch.paths import cache_dir
 
-SHIPPED = Path(__file__).parent / "pretrained"
 SHOTS = (0, 10, 50)
-_WEIGHTS, _CARD = "gpu.safetensors", "gpu.json"
+_WEIGHTS, _CARD = "operations_gpu.safetensors", "operations_gpu.json"
 _SEEDS = 2
 
 

@@ -35,7 +35,7 @@ from cosearch.latency import roofline
 from cosearch.latency.batch import Operations
 from cosearch.latency.features import work
 from cosearch.latency.model import LatencyModel
-from cosearch.latency.network import PRETRAINED, RateNetwork
+from cosearch.latency.network import RateNetwork, rates
 from cosearch.latency.pretrain import train
 from cosearch.measure.fingerprint import fingerprint
 from cosearch.measure.process import Worker
@@ -179,8 +179,8 @@ def pretrain(chosen: Settings) -> None:
     operations = Operations(chosen.load_space(), point)
     batch = operations(operations.encoding.rows([trial.candidate for trial in trials]))
     network = train(operations, batch, target, latencies(trials))
-    network.save(PRETRAINED / f"{target.platform}.safetensors")
-    print(json.dumps({"trained_on": len(trials), "file": f"{target.platform}.safetensors"}))
+    network.save(rates(target.platform))
+    print(json.dumps({"trained_on": len(trials), "file": rates(target.platform).name}))
 
 
 def table_of_layers(seen: Sequence[Trial], unseen: Sequence[Trial]) -> np.ndarray:

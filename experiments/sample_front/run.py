@@ -82,7 +82,7 @@ def measure(settings: Settings, count: int) -> None:
             if not done.get(one.uid, {}).keys() >= set(NAMES) and "error" not in done.get(one.uid, {})
         ]
         for candidate in track(sorted(waiting, key=lambda one: one.key("architecture")), "measuring"):
-            found = {"uid": candidate.uid, "point": candidate.point, **done.get(candidate.uid, {})}
+            found = {"uid": candidate.uid, **done.get(candidate.uid, {})}
             try:
                 for stage in () if "latency_s" in found else timed:
                     found |= {n: m.value for n, m in stage(candidate, problem).items() if n in NAMES}

@@ -78,6 +78,14 @@ def test_before_it_has_learnt_it_predicts_about_the_roofline(space: Space, probl
     assert (predictions["latency_s"].quantile(1.0) > 2 * np.array(floors)).all()
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_there_is_a_start_on_every_platform(space: Space, problem: Problem, platform: str):
+    elsewhere = replace(problem, target=replace(problem.target, platform=platform))
+    latency = LatencyModel(space, elsewhere).predict([space.reference])["latency_s"].quantile(0.0)[0]
+    assert np.isfinite(latency)
+    assert latency > 0
+
+
 def test_a_prediction_says_which_model_and_data_it_is_of(space: Space, problem: Problem):
     candidates = drawn(space, 12, 5)
     model = LatencyModel(space, problem)

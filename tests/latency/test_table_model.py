@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cosearch.core.errors import UserError
-from cosearch.latency import pretrained
+from cosearch.latency import SHIPPED, pretrained
 from cosearch.latency.error_card import leave_out
 from cosearch.latency.table_model import Training
 from cosearch.latency.tables import GPUChip, Operations, describe, read
@@ -64,7 +64,7 @@ def test_saved_models_predict_the_same(training, tmp_path) -> None:
 def test_damaged_and_foreign_models_are_refused(training, tmp_path) -> None:
     with pytest.raises(UserError, match="has no models of operations"):
         pretrained.load(tmp_path)
-    (tmp_path / "gpu.json").write_text('{"version": 0}')
+    (tmp_path / "operations_gpu.json").write_text('{"version": 0}')
     with pytest.raises(UserError, match="version 0; this cosearch reads"):
         pretrained.load(tmp_path)
 
@@ -77,7 +77,7 @@ def test_tables_of_one_generation_are_not_enough(tmp_path) -> None:
 
 def test_what_ships_knows_every_kind_and_is_no_faster_than_its_chip() -> None:
     chip = GPUChip.of_specification("h200", 4.8e12, {"bfloat16": 989e12, "fp8": 1979e12}, 9.0)
-    made = pretrained.load(pretrained.SHIPPED)
+    made = pretrained.load(SHIPPED)
     assert set(made.models) == {"gemm", "attn_context", "attn_generation"}
     sizes = {"dtype": np.array(["bfloat16"]), "m": np.array([4096]), "n": np.array([8192]), "k": np.array([8192])}
     seconds = float(np.exp(made.models["gemm"].function(Operations("gemm", sizes), chip).mean[0]))
