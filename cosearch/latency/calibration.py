@@ -103,8 +103,8 @@ class Subject:
     def adapted(self, calibration: Calibration | None, operations: Operations) -> tuple[Posterior, np.ndarray]:
         """What is known of `operations` after a calibration, and their rows in it."""
         shots = [] if calibration is None else [one for one in calibration.shots if one.kind == self.kind]
-        columns = {
-            name: np.concatenate([np.array([one.columns[name] for one in shots], values.dtype), values])
+        columns = {  # arrays of their own, for those of `operations` hold strings no longer than theirs
+            name: np.array([*(one.columns[name] for one in shots), *values.tolist()])
             for name, values in operations.columns.items()
         }
         function = self.function(Operations(self.kind, columns))
