@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cosearch.core.errors import NO_SPACE, UserError
+from cosearch.core.errors import NO_SPACE, UserError, first_line
 from cosearch.core.registry import did_you_mean
 from cosearch.interrupt import Interrupts
 
@@ -241,7 +241,7 @@ def _explain(error: Exception, conf: Path) -> str:
         ):
             break
         kept.append(line)
-    cause = f" {error.__cause__}".splitlines()[0] if error.__cause__ else ""
+    cause = f" {first_line(error.__cause__)}" if error.__cause__ else ""
     return f"{conf}/config.yaml: {' '.join(kept)}{cause}"
 
 

@@ -12,3 +12,8 @@ class UserError(Exception):
 
 class Rejected(Exception):
     """A stage's refusal of a candidate; it becomes the `failure` of the candidate's trial."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -13,7 +13,7 @@ from cosearch import axes
 from cosearch.architecture.decoder import plain_decoder
 from cosearch.artifact.save import save_artifact
 from cosearch.core.candidate import Candidate
-from cosearch.core.errors import Rejected
+from cosearch.core.errors import Rejected, first_line
 from cosearch.core.workload import Workload
 from cosearch.latency.hlo import HloFeatures
 from cosearch.measure import energy, operation, peaks, timing
@@ -75,7 +75,7 @@ def check_options(
         try:
             _compiler(absent)(jax.jit(lambda x: x + 1), one, schedule.options)
         except (Rejected, ValueError, TypeError) as error:
-            refused[str(index)] = str(error).splitlines()[0][:300]
+            refused[str(index)] = first_line(error)[:300]
     return {"refused": refused}
 
 

@@ -16,7 +16,7 @@ from jax.experimental.layout import Format, Layout
 
 from cosearch.architecture.decoder import Decoder, bind, params_spec
 from cosearch.architecture.shape import VOCABULARY
-from cosearch.core.errors import Rejected
+from cosearch.core.errors import Rejected, first_line
 from cosearch.core.workload import Phase
 from cosearch.kernels.cpu.program import kernels_in
 
@@ -38,7 +38,7 @@ def for_default_device(
     try:
         return function.lower(*arguments).compile(compiler_options=dict(options) or None)
     except jax.errors.JaxRuntimeError as error:
-        raise Rejected(f"does not compile: {str(error).splitlines()[0][:500]}") from None
+        raise Rejected(f"does not compile: {first_line(error)[:500]}") from None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cosearch.core.candidate import Candidate, Value
-from cosearch.core.errors import Rejected, UserError
+from cosearch.core.errors import Rejected, UserError, first_line
 from cosearch.core.target import Target
 from cosearch.targets import TARGETS, MeasurePeaks, why_no_value_for, why_no_value_of
 
@@ -106,7 +106,7 @@ class Accelerator(ABC):
                 lowered = jitted.trace(*specs).lower(lowering_platforms=(self.lowered_for,))
                 return lowered.compile(compiler_options=dict(options or {}) or None)
         except (jax.errors.JaxRuntimeError, ValueError) as error:
-            raise Rejected(f"does not compile for {self.name}: {str(error).splitlines()[0][:500]}") from None
+            raise Rejected(f"does not compile for {self.name}: {first_line(error)[:500]}") from None
 
     def exact(self) -> AbstractContextManager[None]:
         """Where products are lowered as those of an attached chip are."""

@@ -11,7 +11,12 @@ from cosearch.targets import TARGETS
 
 
 def subject(target: str, kind: str) -> Subject:
-    peaks = {"platform": "cpu", "peak_flops_per_s": {"float32": 1e11}, "bandwidth_bytes_per_s": 4e10, "overhead_s": 1e-6}
+    peaks = {
+        "platform": "cpu",
+        "peak_flops_per_s": {"float32": 1e11},
+        "bandwidth_bytes_per_s": 4e10,
+        "overhead_s": 1e-6,
+    }
     return next(one for one in subjects(TARGETS[target].target(Path(), lambda: peaks)) if one.kind == kind)
 
 
