@@ -71,7 +71,6 @@ class LatencyModel:
         self._starts = [[Seconds(start, one, problem.target) for one in self._operations] for start in starts]
         self._seconds = self._starts[0]
         self.encoding: Encoding = self._operations[0].encoding
-        self._choices = [_features_of(values) for values in self.encoding.values.values()]
         self._fitted: dict[str, GaussianProcess] = {}
         self._scale: dict[str, float] = dict.fromkeys(self.metrics, 1.0)
         self._data: dict[str, str] = dict.fromkeys(self.metrics, "nothing")
@@ -173,17 +172,6 @@ class LatencyModel:
             amounts += [held, *batch.size.sum(axis=1)[:, :3].T]
             legal &= batch.legal
         known = np.log(np.where(legal, [seconds, *amounts], 1.0)).T
-        chosen = [values[rows[:, column]] for column, values in enumerate(self._choices) if values.shape[1]]
         priors = {"latency_s": seconds, "memory_bytes": stored, "energy_j": seconds}
         expected = np.where(legal, [priors[metric] for metric in self.metrics], np.inf)
-        return np.column_stack([known, *chosen]), np.log(expected).T, stored
-
-
-def _features_of(values: Sequence[object]) -> np.ndarray:
-    """[values + 1, features] of a knob, the last for where it is not active: numbers, which may be 0, as the logarithm
-    of 1 more; names as one feature each; none where there is no choice."""
-    if len(values) < 2:
-        return np.zeros((len(values) + 1, 0))
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return np.append(np.log1p(np.array(values, float)), 0.0)[:, None]
-    return np.vstack([np.eye(len(values)), np.zeros(len(values))])
+        return np.column_stack([known, self.encoding.features(rows)]), np.log(expected).T, stored
