@@ -12,22 +12,27 @@ from typing import Any
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text`, on the disk before it is visible."""
-    draft = _draft(path)
-    try:
-        with open(draft, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+    with new_file(path) as draft, open(draft, "x", encoding="utf-8") as file:
+        file.write(text)
 
 
 def write_json(path: Path, data: Any) -> None:
     """Replace `path` by `data` as JSON; NaN and infinities are refused."""
     write_text(path, json.dumps(data, indent=1, sort_keys=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A hidden file's name beside `path`; what is written there becomes `path` if the block ends well."""
+    draft = _draft(path)
+    try:
+        yield draft
+        _sync(draft)
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ class Encoding:
         self._index = {name: {value: at for at, value in enumerate(values)} for name, values in self.values.items()}
         self._columns = {axis: [i for i, name in enumerate(self.names) if name.startswith(f"{axis}.")] for axis in AXES}
         self._axis_rows: dict[tuple[str, Any], list[int]] = {}
+        self._features = [_features_of(values) for values in self.values.values()]
 
     def columns(self, names: Sequence[str]) -> list[int]:
         """Where the knobs of these names are."""
@@ -52,6 +53,12 @@ class Encoding:
             rows[:, columns] = [self._axis_row(axis, candidate) for candidate in candidates]
         return rows
 
+    def features(self, rows: np.ndarray, axes: Sequence[str] = AXES) -> np.ndarray:
+        """[n, features]: what is chosen along some axes, in numbers; nothing of knobs that leave no choice."""
+        columns = sorted(column for axis in axes for column in self._columns[axis])
+        each = [self._features[column][rows[:, column]] for column in columns]
+        return np.concatenate([np.zeros((len(rows), 0)), *each], axis=1)
+
     def candidate(self, row: np.ndarray) -> Candidate:
         """The candidate of a row."""
         return Candidate.from_point(
@@ -71,6 +78,16 @@ class Encoding:
             ]
             self._axis_rows[axis, choices] = row
         return row
+
+
+def _features_of(values: Sequence[Value]) -> np.ndarray:
+    """[values + 1, features] of a knob, the last for where it is not active: numbers, which may be 0, as the logarithm
+    of 1 more; names as one feature each; none where there is no choice."""
+    if len(values) < 2:
+        return np.zeros((len(values) + 1, 0))
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return np.append(np.log1p(np.array(values, float)), 0.0)[:, None]
+    return np.vstack([np.eye(len(values)), np.zeros(len(values))])
 
 
 class Table:

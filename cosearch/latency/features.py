@@ -1,19 +1,16 @@
 """What a candidate runs, from its choices alone: nothing is compiled.
 
-To tell the model of something new, add it to `Work` and to `physical`.
+The roofline is made of it (`roofline.py`). What the learned model knows of each operation is `batch.py`'s.
 """
 
 import functools
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from cosearch import axes
 from cosearch.architecture.decoder import stored_as
 from cosearch.architecture.shape import DecoderShape
-from cosearch.core.candidate import Candidate, Value
-from cosearch.core.space import Space
+from cosearch.core.candidate import Candidate
 from cosearch.core.workload import OperatingPoint
 from cosearch.latency.operations import STATE_BYTES, cached_bytes, read_fraction
 from cosearch.precision import Precision
@@ -69,42 +66,3 @@ def _work(shape: DecoderShape, precision: Precision, point: OperatingPoint) -> W
         cache += STATE_BYTES * states
         read += STATE_BYTES * states
     return Work(weights, cache, read, flops, products, shape.parameters)
-
-
-def physical(work: Work) -> list[float]:
-    """The work as features of even scale."""
-    return [
-        float(np.log(work.weight_bytes)),
-        float(np.log(work.cache_bytes)),
-        float(np.log(work.read_bytes)),
-        float(np.log(work.flops)),
-        float(np.log(work.products)),
-    ]
-
-
-@dataclass(frozen=True)
-class ChoiceEncoding:
-    """Choices as features: numbers, which may be 0, as the logarithm of 1 more; names as one feature each."""
-
-    knobs: dict[str, tuple[Value, ...]]
-
-    @classmethod
-    def of(cls, space: Space, reference: Candidate, *axes_read: str) -> "ChoiceEncoding":
-        """Encode the knobs of some axes that vary over the space and its reference."""
-        found = {}
-        for name, values in space.knobs.items():
-            own = reference.point.get(name)
-            every = values if own is None or own in values else (*values, own)
-            if name.split(".")[0] in axes_read and len(every) > 1:
-                found[name] = every
-        return cls(found)
-
-    def __call__(self, candidate: Candidate) -> list[float]:
-        point, features = candidate.point, []
-        for name, values in self.knobs.items():
-            value = point.get(name)
-            if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-                features.append(float(np.log1p(value)) if isinstance(value, int | float) else 0.0)
-            else:
-                features += [float(value == v) for v in values]
-        return features

@@ -71,15 +71,13 @@ class LatencyModel:
         self._starts = [[Seconds(start, one, problem.target) for one in self._operations] for start in starts]
         self._seconds = self._starts[0]
         self.encoding: Encoding = self._operations[0].encoding
-        self._choices = [_features_of(values) for values in self.encoding.values.values()]
         self._fitted: dict[str, GaussianProcess] = {}
         self._scale: dict[str, float] = dict.fromkeys(self.metrics, 1.0)
-        self._data = "nothing"
+        self._data: dict[str, str] = dict.fromkeys(self.metrics, "nothing")
 
-    @property
-    def name(self) -> str:
-        """The version, and the fingerprint of the trials that it was fitted to."""
-        return f"latency {VERSION}, fitted to {self._data}"
+    def name(self, metric: str) -> str:
+        """The version, and the fingerprint of the trials that predictions of a metric were fitted to."""
+        return f"latency {VERSION}, fitted to {self._data[metric]}"
 
     def why_not(self, candidate: Candidate) -> str | None:
         """Why nothing is predicted of a candidate: it chooses what the space does not offer."""
@@ -100,7 +98,7 @@ class LatencyModel:
             if len(examples) >= _LEAST_CALIBRATED:
                 self._scale[metric] = deviations / _Z90
             told = sorted((trial.uid, trial.metrics[metric].value) for trial in examples)
-            self._data = f"{len(examples)} trials {content_hash(told)}"
+            self._data[metric] = f"{len(examples)} trials {content_hash(told)}"
 
     def _options(self, metric: str) -> list[tuple[list[Seconds], tuple[float, float]]]:
         """Where to start from, and what is likely of the rest; the network may know nothing of this machine."""
@@ -132,7 +130,8 @@ class LatencyModel:
         return self.predict_rows(self.encoding.rows(candidates), self.metrics)
 
     def predict_rows(self, rows: np.ndarray, metrics: Sequence[str] = metrics) -> dict[str, Prediction]:
-        """Predict some `metrics` of each row of `self.encoding`; thousands are screened by this."""
+        """Predict some `metrics` of each row of `self.encoding`; thousands are screened by this. Of a row that is not
+        legal all are infinite."""
         described, found = [], []
         with ThreadPoolExecutor(_THREADS) as threads:
             # Tables grow, so that one chunk after the other is described, beside the predictions for those before.
@@ -143,7 +142,7 @@ class LatencyModel:
         for metric in metrics:
             mean, deviation = (np.concatenate([one.result()[metric][part] for one in found]) for part in (0, 1))
             least = np.concatenate([one[2] for one in described]) if metric == "memory_bytes" else -np.inf
-            predictions[metric] = Prediction(mean, deviation, least=least, model=self.name)
+            predictions[metric] = Prediction(mean, deviation, least=least, model=self.name(metric))
         return predictions
 
     def _predict(
@@ -160,9 +159,9 @@ class LatencyModel:
 
     def _describe(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Features [n, d], the logarithms of what is expected of each metric before [n, metrics], and the bytes that
-        are stored [n]."""
+        are stored [n]; of a row that is not legal these are 0, infinite and 0."""
         workload = self._problem.workload
-        features, seconds, stored = [], 0.0, np.zeros(len(rows))
+        amounts, seconds, stored, legal = [], 0.0, np.zeros(len(rows)), np.ones(len(rows), bool)
         for point, operations, expect in zip(workload.points, self._operations, self._seconds, strict=True):
             batch = operations(rows)
             expected = expect.log_seconds(batch)
@@ -170,19 +169,9 @@ class LatencyModel:
             seconds = seconds + share * np.exp(expected.mean(axis=0))
             held = batch.weight_bytes + batch.cache_bytes
             stored = np.maximum(stored, held)
-            total = batch.size.sum(axis=1)
-            features += [np.log(held), np.log(total[:, 0]), np.log(total[:, 1]), np.log(total[:, 2])]
-        known = [np.log(seconds), *features]
-        chosen = [values[rows[:, column]] for column, values in enumerate(self._choices) if values.shape[1]]
+            amounts += [held, *batch.size.sum(axis=1)[:, :3].T]
+            legal &= batch.legal
+        known = np.log(np.where(legal, [seconds, *amounts], 1.0)).T
         priors = {"latency_s": seconds, "memory_bytes": stored, "energy_j": seconds}
-        return np.column_stack([*known, *chosen]), np.log(np.column_stack([priors[m] for m in self.metrics])), stored
-
-
-def _features_of(values: Sequence[object]) -> np.ndarray:
-    """[values + 1, features] of a knob, the last for where it is not active: numbers, which may be 0, as the logarithm
-    of 1 more; names as one feature each; none where there is no choice."""
-    if len(values) < 2:
-        return np.zeros((len(values) + 1, 0))
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return np.append(np.log1p(np.array(values, float)), 0.0)[:, None]
-    return np.vstack([np.eye(len(values)), np.zeros(len(values))])
+        expected = np.where(legal, [priors[metric] for metric in self.metrics], np.inf)
+        return np.column_stack([known, self.encoding.features(rows)]), np.log(expected).T, stored

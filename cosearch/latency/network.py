@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from cosearch.core.files import new_file
 from cosearch.core.target import Target
 from cosearch.latency import SHIPPED
 from cosearch.latency.batch import QUANTITIES, Batch, Operations
@@ -54,15 +55,16 @@ class RateNetwork:
         return read(path) if path.is_file() else cls.untrained()
 
     def save(self, path: Path) -> None:
-        """Write `path`."""
-        path.parent.mkdir(exist_ok=True)
+        """Replace `path`, whole or not at all: searches may read it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         members = enumerate(self.members)
         arrays = {
             f"{index}.{name}": np.ascontiguousarray(one, np.float32)
             for index, own in members
             for name, one in own.items()
         }
-        save_file(arrays, path, {"tokens": json.dumps(self.tokens)})
+        with new_file(path) as draft:
+            save_file(arrays, draft, {"tokens": json.dumps(self.tokens)})
 
 
 class Seconds:
@@ -82,7 +84,7 @@ class Seconds:
             entry, storage, sizes = words_of(operations, self._network.tokens)[:3]
             self._factors = np.array([pair_factors(one, entry, storage, sizes) for one in members], np.float32)
             self._role = np.array([ROLES.index(one.role) for one in operations.entries.all])
-        if self._by_context.shape[1] != contexts:
+        if self._by_context.shape[1] != contexts * len(ROLES):
             words = words_of(operations, self._network.tokens)[3]
             told = [np.exp(np.einsum("kt,trq->krq", words, one["context"])) for one in members]
             self._by_context = np.array(told, np.float32).reshape(len(members), contexts * len(ROLES), -1)

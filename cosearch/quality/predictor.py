@@ -9,7 +9,7 @@ from cosearch.core.candidate import Candidate
 from cosearch.core.gaussian_process import GaussianProcess
 from cosearch.core.space import Space
 from cosearch.core.trial import Trial
-from cosearch.latency.features import ChoiceEncoding
+from cosearch.latency.encoding import Encoding
 from cosearch.latency.model import Prediction
 from cosearch.precision import Precision
 from cosearch.quality.serve import few_bits
@@ -28,8 +28,8 @@ class QualityModel:
     metrics = tuple(_UNTRAINED)
 
     def __init__(self, space: Space) -> None:
-        self._encode = ChoiceEncoding.of(space, space.reference, "architecture", "precision", "sparsity")
-        self._known: dict[str, np.ndarray] = {}
+        self._encoding = Encoding(space)
+        self._sizes: dict[str, tuple[float, float]] = {}
         self._fitted: dict[str, GaussianProcess] = {}
         self._measured: dict[str, Trial] = {}
         self._least: dict[str, float] = {}
@@ -71,10 +71,11 @@ class QualityModel:
     def _features(self, candidates: Sequence[Candidate]) -> np.ndarray:
         for candidate in candidates:
             key = candidate.quality_axes_key
-            if key not in self._known:
-                sizes = [axes.dense_shape(candidate).parameters, axes.served_shape(candidate).parameters]
-                self._known[key] = np.array([*np.log(sizes), *self._encode(candidate)])
-        return np.array([self._known[candidate.quality_axes_key] for candidate in candidates])
+            if key not in self._sizes:
+                self._sizes[key] = axes.dense_shape(candidate).parameters, axes.served_shape(candidate).parameters
+        sizes = [self._sizes[candidate.quality_axes_key] for candidate in candidates]
+        chosen = self._encoding.features(self._encoding.rows(candidates), ("architecture", "precision", "sparsity"))
+        return np.column_stack([np.log(sizes), chosen])
 
 
 def _whole(candidate: Candidate) -> bool:

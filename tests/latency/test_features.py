@@ -13,7 +13,7 @@ from cosearch.architecture.decoder import pack, params_spec, random_weights
 from cosearch.core.candidate import Candidate, Value
 from cosearch.core.space import Space
 from cosearch.core.workload import OperatingPoint
-from cosearch.latency.features import Work, physical, work
+from cosearch.latency.features import Work, work
 from cosearch.testing import small_space
 
 DECODE = OperatingPoint("decode", 1, 1024)
@@ -71,7 +71,6 @@ def test_bytes_of_a_random_candidate_are_those_its_decoder_stores(index: int):
         most = counted.weight_bytes + counted.cache_bytes * len(model.shape.layers)  # layers may share a cache
         assert 0 < counted.read_bytes <= most * (1 + 1e-9), candidate.point
         assert counted.flops > 0 and counted.products > 0
-        assert all(map(math.isfinite, physical(counted)))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cosearch import axes
 from cosearch.core.candidate import Candidate
 from cosearch.core.errors import Rejected
 from cosearch.core.metric import measured
@@ -46,7 +47,7 @@ def true_latency_s(candidate: Candidate, problem: Problem) -> float:
     factor = 1.5
     if weights == "int8":
         factor *= 0.8 if schedule["matmul"] == "multiply_reduce" else 6.0
-    if schedule["weight_layout"] == "out_in" and schedule["matmul"] == "dot":
+    if schedule.get("weight_layout") == "out_in" and schedule["matmul"] == "dot":
         factor *= 2.5
     return factor * roofline.latency_s(candidate, problem.workload, problem.target)
 
@@ -95,6 +96,42 @@ def test_a_prediction_says_which_model_and_data_it_is_of(space: Space, problem: 
         names.append(model.predict(candidates)["latency_s"].model)
     assert names[0] == names[1] != names[2]
     assert "6 trials" in names[0] and "8 trials" in names[2]
+
+
+def test_a_prediction_names_the_trials_that_had_its_own_metric(space: Space, problem: Problem):
+    candidates = drawn(space, 9, 5)
+    trials = []
+    for index, one in enumerate(candidates):
+        done = trial(one, problem)
+        memory = {"memory_bytes": measured("memory_bytes", 1e6)}
+        trials.append(replace(done, metrics={**memory, **(done.metrics if index < 6 else {})}))
+    model = LatencyModel(space, problem)
+    model.fit(trials)
+    said = {name: prediction.model for name, prediction in model.predict(candidates).items()}
+    assert "fitted to 6 trials" in said["latency_s"] and "fitted to 9 trials" in said["memory_bytes"]
+
+
+def can_be_built(candidate: Candidate) -> bool:
+    try:
+        axes.served_shape(candidate)
+    except Rejected:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("fitted", [0, 30])
+def test_a_row_that_is_not_legal_is_never_the_fastest(problem: Problem, fitted: int):
+    space = axes.load_space("llm_decode_full", target="cpu")
+    model, candidates = LatencyModel(space, problem), drawn(space, 40, 7)
+    model.fit([trial(one, problem) for one in candidates[:fitted]])
+    rows = model.encoding.rows(candidates)
+    shuffled = np.random.default_rng(0).permuted(rows, axis=0)
+    built = [can_be_built(model.encoding.candidate(row)) for row in shuffled]
+    assert not all(built)
+    with np.errstate(all="raise"):
+        predictions = model.predict_rows(np.vstack([rows, shuffled]))
+    for prediction in predictions.values():
+        np.testing.assert_array_equal(np.isfinite(prediction.quantile(0.0)), [True] * 40 + built)
 
 
 def test_what_the_space_does_not_offer_is_refused_with_a_reason(space: Space, problem: Problem):
