@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from cosearch.core.candidate import content_hash
 from cosearch.core.errors import UserError
 from cosearch.core.files import write_json
 from cosearch.core.target import Target
 from cosearch.kernels import MATMUL_KERNELS
-from cosearch.latency import pretrained
+from cosearch.latency import pretrained, roofline
 from cosearch.latency.table_model import OperationModel
 from cosearch.latency.tables import GPUChip, Operations, describe
 from cosearch.latency.transfer import Function, Linear, Posterior, Prior, Smooth
@@ -60,6 +61,11 @@ class Calibration:
     shots: tuple[Shot, ...]
     checks: tuple[Shot, ...]
 
+    @property
+    def fingerprint(self) -> str:
+        """Of what predictions are adapted by."""
+        return content_hash([(one.kind, one.columns, one.latency_s) for one in self.shots])
+
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"version": VERSION, **asdict(self)})
@@ -72,6 +78,10 @@ class Calibration:
             if data["version"] != VERSION:
                 raise UserError(f"{path}: version {data['version']!r}; this cosearch reads version {VERSION}")
             shots, checks = (tuple(Shot(**one) for one in data[name]) for name in ("shots", "checks"))
+            if not shots:
+                raise UserError(
+                    f"{path}: is of no operation. Make one: python -m cosearch calibrate target={data['target']}"
+                )
             return cls(data["target"], data["software"], shots, checks)
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: is no calibration, or a damaged one: {error}") from None
@@ -205,7 +215,7 @@ def _products(operations: Operations, target: Target) -> Function:
     tokens, rows, outs = (columns[name].astype(float) for name in ("tokens", "rows", "columns"))
     width = np.array([_stored_bytes(str(name)) for name in columns["stored"]])
     memory_s = (width * rows * outs + 4 * tokens * (rows + outs)) / target.bandwidth_bytes_per_s
-    arithmetic_s = 2 * tokens * rows * outs / max(target.peak_flops_per_s.values())
+    arithmetic_s = 2 * tokens * rows * outs / roofline.peak_flops_per_s(target, "float32")
     busy_s = np.hypot(memory_s, arithmetic_s)
     roofline_s = target.overhead_s + busy_s
     share = busy_s / roofline_s

@@ -8,7 +8,7 @@ import pytest
 
 from cosearch.__main__ import main
 from cosearch.core.errors import UserError
-from cosearch.latency.calibration import Calibration, path_of, stored, subjects
+from cosearch.latency.calibration import Calibration, Shot, path_of, stored, subjects
 from cosearch.targets import TARGETS
 
 
@@ -54,8 +54,11 @@ def test_wrong_options_are_refused(cache_of_its_own, arguments, says: str, capsy
 
 def test_damaged_calibrations_are_refused_by_name(cache_of_its_own) -> None:
     path = path_of("h100")
-    Calibration("h100", {}, (), ()).save(path)
+    Calibration("h100", {}, (Shot("gemm", {"m": 1}, 1e-6, [1e-6]),), ()).save(path)
     assert Calibration.load(path).target == "h100"
+    Calibration("h100", {}, (), ()).save(path)
+    with pytest.raises(UserError, match="is of no operation"):
+        Calibration.load(path)
     path.write_text(json.dumps({"version": 0}))
     with pytest.raises(UserError, match="version 0; this cosearch reads"):
         Calibration.load(path)
