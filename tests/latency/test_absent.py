@@ -18,7 +18,7 @@ from cosearch.core.workload import OperatingPoint, Workload
 from cosearch.latency import absent, roofline
 from cosearch.latency.calibration import Calibration, Shot, choose, path_of, subjects
 from cosearch.latency.features import work
-from cosearch.latency.hlo import HloFeatures, Kernel
+from cosearch.latency.hlo import HloFeatures
 from cosearch.latency.tables import Operations
 from cosearch.stages import Measure, Predict, over_workload
 from cosearch.targets import TARGETS
@@ -42,7 +42,7 @@ def estimate(candidate: Candidate, asked: Problem, hlo: list[HloFeatures]) -> Me
 
 
 def program(launches: float, moved_bytes: float) -> HloFeatures:
-    return HloFeatures((Kernel("fusion", launches, moved_bytes / launches, 0.0),), 0.0, 0.0)
+    return HloFeatures(launches, launches, 0, moved_bytes, 0, 0, 0)
 
 
 def test_it_is_predicted_with_an_interval():

@@ -12,7 +12,7 @@ from cosearch.core.metric import measured, predicted
 from cosearch.core.problem import Constraint, Objective, Problem
 from cosearch.core.workload import OperatingPoint, Workload
 from cosearch.latency import roofline
-from cosearch.latency.hlo import HloFeatures, Kernel
+from cosearch.latency.hlo import HloFeatures
 from cosearch.latency.power import energy
 from cosearch.stages import Limits, Measure, Predict, energy_source, latencies, workload_energy
 from cosearch.targets import TARGETS
@@ -75,7 +75,7 @@ class Answering:
 
 
 def test_of_a_chip_that_is_not_here_it_is_predicted_with_the_latency():
-    asked, features = problem("h100", DECODE, PREFILL), HloFeatures((Kernel("fusion", 5.0, 1e6, 0.0),), 0.0, 0.0)
+    asked, features = problem("h100", DECODE, PREFILL), HloFeatures(5, 5, 0, 5e6, 0, 0, 0)
     worker: Any = Answering(features={"features": [features.to_json()] * 2})
     source = energy_source(worker, asked, Limits())
     assert source == "predicted" and not worker.asked, "nothing here could count it"
