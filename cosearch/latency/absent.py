@@ -19,7 +19,7 @@ from cosearch.core.problem import Problem
 from cosearch.core.target import Target
 from cosearch.core.workload import OperatingPoint
 from cosearch.latency import pretrained, roofline
-from cosearch.latency.calibration import Calibration, Subject, stored, subjects
+from cosearch.latency.calibration import Calibration, Subject, gpu_chip, stored, subjects
 from cosearch.latency.hlo import HloFeatures
 from cosearch.latency.operations import Operation, operations
 from cosearch.latency.pretrained import Pretrained
@@ -115,7 +115,7 @@ class _Known:
 
 
 def _known(target: Target) -> _Known:
-    return _of_gpu(target) if target.platform == "gpu" else _Known((), None, _MODEL)
+    return _of_gpu(target) if gpu_chip(target) is not None else _Known((), None, _MODEL)
 
 
 @functools.lru_cache(1)  # read once, not for each of a search's candidates
