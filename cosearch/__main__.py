@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cosearch.core.errors import NO_SPACE, UserError, first_line
+from cosearch.core.errors import NO_SPACE, Rejected, UserError, first_line
 from cosearch.core.registry import did_you_mean
 from cosearch.interrupt import Interrupts
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown verb {verb!r}{did_you_mean(verb, tuple(VERBS))}\n{USAGE}")
         else:
             VERBS[verb](arguments)
-    except UserError as error:
+    except (UserError, Rejected) as error:  # what was asked for is wrong, or this machine does not do it
         print(f"cosearch: {error}", file=sys.stderr)
         return _BAD_INPUT
     except KeyboardInterrupt:

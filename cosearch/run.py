@@ -21,6 +21,7 @@ from cosearch.core.problem import Problem
 from cosearch.core.space import Space, read_yaml
 from cosearch.core.target import Target
 from cosearch.core.trial import Proposer, Stage, Trial
+from cosearch.latency import absent, power
 from cosearch.measure import timing
 from cosearch.measure.process import Worker, WorkerFailed
 from cosearch.paths import cache_dir
@@ -38,7 +39,6 @@ from cosearch.stages import (
     Quality,
     Static,
     Verify,
-    VerifyPortable,
     check_options,
     compare_with_plain,
     energy_source,
@@ -149,6 +149,11 @@ def _continue(
         known = {trial.metrics["energy_j"].source for trial in archive if "energy_j" in trial.metrics}
         if known - {energy}:
             raise UserError(f"run={folder}: its energies are {' and '.join(sorted(known))}; here they would not be")
+        for metric, model in _models(problem.target, energy).items():
+            known = {trial.metrics[metric].model for trial in archive if metric in trial.metrics}
+            if known - {model}:
+                told = " and ".join(sorted(known))
+                raise UserError(f"run={folder}: its {metric} was predicted by: {told}. Here it would be by: {model}")
         for draft in (folder / ARTIFACTS).glob(".*"):
             shutil.rmtree(draft)  # of a save that was killed
         trackers = [TRACKERS[name](run) for name in settings.trackers]
@@ -190,6 +195,12 @@ def _continue(
     return run
 
 
+def _models(target: Target, energy: Source | None) -> dict[str, str]:
+    """What predicts here those metrics that would be measured if they could be: a front has those of one model."""
+    latency = {} if target.attached else {"latency_s": absent.model(target)}
+    return latency | ({"energy_j": power.model(latency.values())} if energy == "predicted" else {})
+
+
 def _run_stages(
     worker: Worker, place: Workplace, settings: Settings, energy: Source | None, purpose: str = "search"
 ) -> tuple[Stage, ...]:
@@ -197,7 +208,7 @@ def _run_stages(
     limits = settings.limits
     compiled = Compile(worker, limits.compile_s, purpose)
     if not place.attached:
-        return compiled, VerifyPortable(worker, limits.verify_s), Predict(worker, limits.measure_s, energy)
+        return compiled, Verify(worker, limits.verify_s, portable=True), Predict(worker, limits.measure_s, energy)
     return (
         compiled,
         Verify(worker, limits.verify_s),

@@ -84,38 +84,26 @@ class Compile:
 
 @dataclass(frozen=True)
 class Verify:
-    """Compares what was compiled with float64 (`measure/verify.py`)."""
+    """Compares what was compiled with float64 (`measure/verify.py`). What was compiled for a chip that is not here
+    cannot be run: then it is the `portable` form of the same mathematics, as XLA alone runs it on this machine."""
 
     worker: Worker
     limit_s: float
+    portable: bool = False
     name = "verify"
     depends_on = "latency_key"
-    provides = frozenset({"numerical_error"})
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return frozenset({"portable_error" if self.portable else "numerical_error"})
 
     def __call__(self, candidate: Candidate, problem: Problem) -> Metrics:
-        reply = self.worker.call("verify", {"point": candidate.point}, self.limit_s)
-        return {"numerical_error": measured("numerical_error", reply["numerical_error"])}
-
-
-@dataclass(frozen=True)
-class VerifyPortable:
-    """Compares the same mathematics, as XLA alone runs it on this machine, with float64: what was compiled for a chip
-    that is not here cannot be run."""
-
-    worker: Worker
-    limit_s: float
-    name = "verify"
-    depends_on = "latency_key"
-    provides = frozenset({"portable_error"})
-
-    def __call__(self, candidate: Candidate, problem: Problem) -> Metrics:
-        arguments = {
-            "point": candidate.point,
-            "workload": problem.workload.to_json(),
-            "seed": seed_of(candidate, "search"),
-        }
-        reply = self.worker.call("verify_portable", arguments, self.limit_s)
-        return {"portable_error": measured("portable_error", reply["portable_error"])}
+        task, arguments = "verify", {"point": candidate.point}
+        if self.portable:
+            own = {"workload": problem.workload.to_json(), "seed": seed_of(candidate, "search")}
+            task, arguments = "verify_portable", arguments | own
+        reply = self.worker.call(task, arguments, self.limit_s)
+        return {name: measured(name, reply[name]) for name in self.provides}
 
 
 @dataclass(frozen=True)
@@ -136,12 +124,9 @@ class Predict:
     def __call__(self, candidate: Candidate, problem: Problem) -> Metrics:
         reply = self.worker.call("features", {"point": candidate.point}, self.limit_s)
         features = [HloFeatures.from_json(one) for one in reply["features"]]
-        latency = {"latency_s": absent.estimate(candidate, problem, features)}
-        if self.energy is None:
-            return latency
-        by_point = zip(problem.workload.points, features, strict=True)
-        latencies = [absent.estimate(candidate, power.alone(problem, point), [one]) for point, one in by_point]
-        return {**latency, "energy_j": power.energy(candidate, problem, latencies)}
+        by_point = absent.estimate(candidate, problem, features)
+        latency = {"latency_s": over_workload(by_point, problem)}
+        return latency | ({"energy_j": power.energy(candidate, problem, by_point)} if self.energy else {})
 
 
 @dataclass(frozen=True)
@@ -163,8 +148,8 @@ class Measure:
     def __call__(self, candidate: Candidate, problem: Problem) -> Metrics:
         arguments = {"point": candidate.point, "seconds": self.seconds, "cold_bytes": cold_bytes(problem)}
         reply = self.worker.call("measure", arguments, self.limit_s)
-        by_point = reply["samples_s"]
-        for point, samples in zip(problem.workload.points, by_point, strict=True):
+        samples_s = reply["samples_s"]
+        for point, samples in zip(problem.workload.points, samples_s, strict=True):
             steps = Schedule.of(candidate.schedule).steps if point.phase == "decode" else 1
             floor = roofline.floor_s(work(candidate, point), problem.target, steps)
             if np.median(samples) < _BELOW_FLOOR * floor:
@@ -172,20 +157,13 @@ class Measure:
                     f"impossible: {np.median(samples):.3g} s for {point.phase} at context {point.context}, where the "
                     f"target's peaks allow no less than {floor:.3g} s"
                 )
-        latency = {"latency_s": replace(workload_latency(by_point, problem), contended=max(reply["contended"]))}
-        if self.energy is None:
-            return latency
-        return {**latency, "energy_j": self._energy(candidate, problem, by_point)}
-
-    def _energy(self, candidate: Candidate, problem: Problem, by_point: list[list[float]]) -> Metric:
-        points = problem.workload.points
-        if self.energy == "predicted":
-            each = zip(points, by_point, strict=True)
-            latencies = [workload_latency([samples], power.alone(problem, point)) for point, samples in each]
-            return power.energy(candidate, problem, latencies)
-        arguments = {"point": candidate.point, "cold_bytes": cold_bytes(problem)}
-        reply = self.worker.call("energy", arguments, self.limit_s)
-        return workload_energy(reply["joules"], reply["steps"], problem)
+        by_point = latencies(samples_s, problem)
+        latency = {"latency_s": replace(over_workload(by_point, problem), contended=max(reply["contended"]))}
+        if self.energy == "measured":
+            arguments = {"point": candidate.point, "cold_bytes": cold_bytes(problem)}
+            reply = self.worker.call("energy", arguments, self.limit_s)
+            return latency | {"energy_j": workload_energy(reply["joules"], reply["steps"], problem)}
+        return latency | ({"energy_j": power.energy(candidate, problem, by_point)} if self.energy else {})
 
 
 @dataclass(frozen=True)
@@ -234,32 +212,50 @@ def quality_key(candidate: Candidate, recipe: Recipe, corpus_digest: str) -> str
     return content_hash([candidate.quality_axes_key, recipe.to_json(), corpus_digest])
 
 
-def workload_latency(by_point: list[list[float]], problem: Problem) -> Metric:
+def workload_latency(samples_s: list[list[float]], problem: Problem) -> Metric:
     """`latency_s` of raw samples by operating point: each one's median and interval, weighted."""
-    scales = [point.weight / (point.tokens / point.batch) for point in problem.workload.points]
-    return _weighted("latency_s", scales, list(map(timing.median_interval, by_point)), by_point, problem)
+    return over_workload(latencies(samples_s, problem), problem)
+
+
+def latencies(samples_s: list[list[float]], problem: Problem) -> list[Metric]:
+    """`latency_s` at each operating point: the seconds of a token of one sequence, from raw samples of runs."""
+    each = zip(problem.workload.points, samples_s, strict=True)
+    return [
+        _each("latency_s", timing.median_interval(samples), point.tokens / point.batch, samples)
+        for point, samples in each
+    ]
 
 
 def workload_energy(joules: list[list[float]], steps: list[list[int]], problem: Problem) -> Metric:
     """`energy_j` of what was counted by operating point: each one's joules a step, over the tokens of all sequences,
     weighted."""
-    scales = [point.weight / point.tokens for point in problem.workload.points]
-    found = [energy.joules_a_run(drawn, taken) for drawn, taken in zip(joules, steps, strict=True)]
-    samples = [[j / n for j, n in zip(*each, strict=True)] for each in zip(joules, steps, strict=True)]
-    return _weighted("energy_j", scales, found, samples, problem)
+    each = zip(problem.workload.points, joules, steps, strict=True)
+    by_point = [
+        _each(
+            "energy_j",
+            energy.joules_a_run(j, n),
+            point.tokens,
+            [drawn / done for drawn, done in zip(j, n, strict=True)],
+        )
+        for point, j, n in each
+    ]
+    return over_workload(by_point, problem)
 
 
-def _weighted(
-    name: str,
-    scales: Sequence[float],
-    found: Sequence[tuple[float, tuple[float, float]]],
-    samples: Sequence[Sequence[float]],
-    problem: Problem,
-) -> Metric:
-    """A measured metric of figures and their intervals by operating point."""
-    parts = np.array(scales) / sum(point.weight for point in problem.workload.points)
-    value, low, high = parts @ [(middle, *interval) for middle, interval in found]
-    return measured(name, value, interval=(float(low), float(high)), samples=tuple(itertools.chain(*samples)))
+def _each(name: str, found: tuple[float, tuple[float, float]], tokens: float, samples: Sequence[float]) -> Metric:
+    """A measured metric of a token, of what a run of so many takes, its interval and samples."""
+    value, (low, high) = found
+    return measured(name, value / tokens, interval=(low / tokens, high / tokens), samples=tuple(samples))
+
+
+def over_workload(by_point: Sequence[Metric], problem: Problem) -> Metric:
+    """The mean of a metric over operating points, by their weights. The interval takes all to be off to the same side
+    at once."""
+    weights = np.array([point.weight for point in problem.workload.points])
+    figures = [(one.value, *(one.interval or (one.value, one.value))) for one in by_point]
+    value, low, high = (float(one) for one in weights / weights.sum() @ figures)
+    samples = tuple(itertools.chain(*(one.samples for one in by_point)))
+    return replace(by_point[0], value=value, interval=(low, high), samples=samples)
 
 
 def energy_source(worker: Worker, problem: Problem, limits: Limits) -> Source | None:

@@ -4,35 +4,44 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Replace each of these paths by its content. All are on the disk before the first is visible."""
+    drafts = {path: _draft(path) for path in contents}
+    try:
+        for path, draft in drafts.items():
+            with open(draft, "xb") as file:
+                file.write(contents[path])
+                file.flush()
+                os.fsync(file.fileno())
+        for path, draft in drafts.items():
+            os.replace(draft, path)
+    except BaseException:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
+        raise
+    for folder in {path.parent for path in contents}:
+        _sync(folder)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text`, on the disk before it is visible."""
-    with new_file(path) as draft, open(draft, "x", encoding="utf-8") as file:
-        file.write(text)
+    write_files({path: text.encode()})
+
+
+def as_json(data: Any) -> str:
+    """Data as it is written; NaN and infinities are refused."""
+    return json.dumps(data, indent=1, sort_keys=False, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, data: Any) -> None:
     """Replace `path` by `data` as JSON; NaN and infinities are refused."""
-    write_text(path, json.dumps(data, indent=1, sort_keys=False, allow_nan=False) + "\n")
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """A hidden file's name beside `path`; what is written there becomes `path` if the block ends well."""
-    draft = _draft(path)
-    try:
-        yield draft
-        _sync(draft)
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+    write_text(path, as_json(data))
 
 
 @contextmanager

@@ -18,9 +18,8 @@ from cosearch.core.metric import Metric, predicted
 from cosearch.core.problem import Problem
 from cosearch.core.target import Target
 from cosearch.core.workload import OperatingPoint
-from cosearch.latency import pretrained
-from cosearch.latency.calibration import Calibration, Subject, stored, subjects
-from cosearch.latency.features import work
+from cosearch.latency import pretrained, roofline
+from cosearch.latency.calibration import Calibration, Subject, gpu_chip, stored, subjects
 from cosearch.latency.hlo import HloFeatures
 from cosearch.latency.operations import Operation, operations
 from cosearch.latency.pretrained import Pretrained
@@ -28,6 +27,7 @@ from cosearch.latency.tables import KINDS, Operations
 from cosearch.precision import Precision
 from cosearch.schedule import Schedule
 
+_MODEL = "roofline 2 of the compiled program"
 _WITHIN = 2.5
 """Nine of ten latencies are expected within this factor either way: bandwidths are reached in part, kernels overlap,
 and some start later than others. Only a calibration narrows it, for what it tells of: the tables that models learnt
@@ -35,37 +35,39 @@ from are of other kernels than XLA's, which on an H200 took 0.7 to 11 times as l
 _Z90 = 1.645
 
 
-def estimate(candidate: Candidate, problem: Problem, hlo: Sequence[HloFeatures]) -> Metric:
-    """`latency_s`, predicted with a 90 % interval, of a candidate that was compiled for every operating point of the
-    problem's workload, to programs of these features."""
-    target, points = problem.target, problem.workload.points
-    dtype = Precision.of(candidate.precision).activations
-    peak = target.peak_flops_per_s.get(dtype, min(target.peak_flops_per_s.values()))
-    known = _known(target)
-    total = logarithm = 0.0
-    for point, program in zip(points, hlo, strict=True):
+def estimate(candidate: Candidate, problem: Problem, hlo: Sequence[HloFeatures]) -> list[Metric]:
+    """`latency_s` at each operating point of the problem's workload, predicted with a 90 % interval, of a candidate
+    that was compiled for each, to programs of these features."""
+    target, known = problem.target, _known(problem.target)
+    found = []
+    for point, program in zip(problem.workload.points, hlo, strict=True):
         steps = min(Schedule.of(candidate.schedule).steps, point.context) if point.phase == "decode" else 1
         moved_s = program.moved_bytes / target.bandwidth_bytes_per_s
-        multiplied_s = steps * work(candidate, point).flops / peak
+        multiplied_s = steps * roofline.arithmetic_s(candidate, point, target)
         run_s = max(moved_s, multiplied_s) + program.launches * target.overhead_s
-        learnt = known.of(candidate, point, target, peak)
+        learnt = known.of(candidate, point, target)
         run_s = max(run_s + steps * (learnt.seconds - learnt.roofline_s), steps * learnt.seconds, multiplied_s)
-        share_s = point.weight * run_s / steps / (point.tokens / point.batch)
-        sure = steps * learnt.seconds / run_s if known.calibration is not None else 0.0
-        logarithm += share_s * (sure * _Z90 * learnt.deviation + (1 - sure) * np.log(_WITHIN))
-        total += share_s
-    seconds, factor = total / sum(point.weight for point in points), float(np.exp(logarithm / total))
-    return predicted("latency_s", seconds, (seconds / factor, seconds * factor), known.name)
+        sure = steps * learnt.sure_s / run_s
+        factor = np.exp(_Z90 * steps * learnt.spread_s / run_s + (1 - sure) * np.log(_WITHIN))
+        seconds = run_s / steps / (point.tokens / point.batch)
+        found.append(predicted("latency_s", seconds, (seconds / factor, seconds * factor), known.name))
+    return found
+
+
+def model(target: Target) -> str:
+    """The name of what predicts latencies on a chip that is not here, and of its calibration."""
+    return _known(target).name
 
 
 @dataclass(frozen=True)
 class _Learnt:
-    """What models say of the operations that they know: their `seconds`, what the roofline says of the same, and the
-    deviation of the logarithm."""
+    """What models say of the operations that they know: their `seconds`, and what the roofline says of the same. Of
+    those of kinds that are calibrated, `sure_s` are the seconds, and `spread_s` is their deviation."""
 
     seconds: float = 0.0
     roofline_s: float = 0.0
-    deviation: float = 0.0
+    sure_s: float = 0.0
+    spread_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,18 @@ class _Known:
     calibration: Calibration | None
     name: str
 
-    def of(self, candidate: Candidate, point: OperatingPoint, target: Target, peak: float) -> _Learnt:
+    def of(self, candidate: Candidate, point: OperatingPoint, target: Target) -> _Learnt:
         """What is learnt of one step of an operating point."""
         if not self.subjects:
             return _Learnt()
         found: dict[str, list[tuple[Operation, tuple[object, ...]]]] = defaultdict(list)
         for operation in operations(candidate, point):
-            kind, sizes = _as_measured(operation)
+            kind, sizes = _as_measured(operation, point)
             if kind is not None:
                 found[kind].append((operation, sizes))
-        seconds = roofline_s = spread = 0.0
+        dtype = Precision.of(candidate.precision).activations
+        calibrated = {shot.kind for shot in self.calibration.shots} if self.calibration else set()
+        seconds = roofline_s = sure_s = spread_s = 0.0
         for subject in self.subjects:
             own = found[subject.kind]
             if not own:
@@ -98,18 +102,20 @@ class _Known:
             own = [own[place] for place in inside]
             posterior, rows = subject.adapted(self.calibration, told[inside])
             mean, deviation = posterior.predict(rows)
-            counts = np.array([operation.count for operation, _ in own])
-            each_s = counts * np.exp(mean)
+            each_s = np.array([operation.count for operation, _ in own]) * np.exp(mean)
             seconds += float(each_s.sum())
-            spread += float((each_s * deviation).sum())
+            if subject.kind in calibrated:
+                sure_s += float(each_s.sum())
+                spread_s += float((each_s * deviation).sum())
             for operation, _ in own:
-                busy_s = max(operation.read_bytes / target.bandwidth_bytes_per_s, operation.flops / peak)
+                read_s = operation.read_bytes / target.bandwidth_bytes_per_s
+                busy_s = max(read_s, roofline.multiplied_s(operation, target, dtype))
                 roofline_s += busy_s + operation.count * target.overhead_s
-        return _Learnt(seconds, roofline_s, spread / seconds if seconds else 0.0)
+        return _Learnt(seconds, roofline_s, sure_s, spread_s)
 
 
 def _known(target: Target) -> _Known:
-    return _of_gpu(target) if target.platform == "gpu" else _Known((), None, "roofline of the compiled program")
+    return _of_gpu(target) if gpu_chip(target) is not None else _Known((), None, _MODEL)
 
 
 @functools.lru_cache(1)  # read once, not for each of a search's candidates
@@ -119,11 +125,13 @@ def _models(name: str) -> tuple[Pretrained, Calibration | None]:
 
 def _of_gpu(target: Target) -> _Known:
     models, calibration = _models(target.name)
-    calibrated = "not calibrated" if calibration is None else f"calibrated by {len(calibration.shots)} operations"
-    return _Known(tuple(subjects(target, models)), calibration, f"{models.name}, {calibrated}")
+    calibrated = "not calibrated"
+    if calibration is not None:
+        calibrated = f"calibrated by {len(calibration.shots)} operations, {calibration.fingerprint}"
+    return _Known(tuple(subjects(target, models)), calibration, f"{_MODEL}, {models.name}, {calibrated}")
 
 
-def _as_measured(operation: Operation) -> tuple[str | None, tuple[object, ...]]:
+def _as_measured(operation: Operation, point: OperatingPoint) -> tuple[str | None, tuple[object, ...]]:
     """The kind of table that an operation is in, and its columns there; none where it is in no table."""
     product, attention = operation.product, operation.attention
     if product is not None and product.compression is None and product.dtype == "bfloat16":
@@ -132,5 +140,8 @@ def _as_measured(operation: Operation) -> tuple[str | None, tuple[object, ...]]:
             return "gemm", ("fp8" if narrow else "bfloat16", product.tokens, product.columns, product.rows)
     if attention is not None and attention.format == attention.dtype == "bfloat16":
         sizes = (attention.batch, attention.slots, attention.heads, attention.kv_heads, attention.head_dim)
-        return "attn_generation", sizes
+        if point.phase == "decode":
+            return "attn_generation", sizes
+        if attention.slots == point.context:  # the tables' prompts see all that came before
+            return "attn_context", sizes
     return None, ()

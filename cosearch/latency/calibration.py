@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from cosearch.core.candidate import content_hash
 from cosearch.core.errors import UserError
 from cosearch.core.files import write_json
 from cosearch.core.target import Target
 from cosearch.kernels import MATMUL_KERNELS
-from cosearch.latency import pretrained
+from cosearch.latency import pretrained, roofline
 from cosearch.latency.table_model import OperationModel
 from cosearch.latency.tables import GPUChip, Operations, describe
 from cosearch.latency.transfer import Function, Linear, Posterior, Prior, Smooth
@@ -30,6 +31,9 @@ from cosearch.targets.gpu import GPU
 VERSION = 1
 _POOL = 500
 """Operations that the ones to measure are chosen from."""
+_SCORES = 0.125
+"""Of a chip's memory, that the scores of an attention may take which is measured; beside them are their softmax, and
+copies of its operands."""
 _PRODUCT_DEVIATION = 1.0
 """Of the logarithm, before any is measured, by which products of a format and lowering are off the roofline: XLA takes
 from 1 to 16 times as long as memory does."""
@@ -42,12 +46,14 @@ machine do so to some 5 %."""
 
 @dataclass(frozen=True)
 class Shot:
-    """One operation that was measured: its kind and sizes, and the seconds it took, as a median and raw samples."""
+    """One operation that was measured: its kind and sizes, the seconds it took, as a median and raw samples, and the
+    part of these that was taken while something else ran on the machine."""
 
     kind: str
     columns: Mapping[str, Any]
     latency_s: float
     samples_s: Sequence[float]
+    contended: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,11 @@ class Calibration:
     software: Mapping[str, Any]
     shots: tuple[Shot, ...]
     checks: tuple[Shot, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what predictions are adapted by."""
+        return content_hash([(one.kind, one.columns, one.latency_s) for one in self.shots])
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +83,10 @@ class Calibration:
             if data["version"] != VERSION:
                 raise UserError(f"{path}: version {data['version']!r}; this cosearch reads version {VERSION}")
             shots, checks = (tuple(Shot(**one) for one in data[name]) for name in ("shots", "checks"))
+            if not shots:
+                raise UserError(
+                    f"{path}: is of no operation. Make one: python -m cosearch calibrate target={data['target']}"
+                )
             return cls(data["target"], data["software"], shots, checks)
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: is no calibration, or a damaged one: {error}") from None
@@ -113,10 +128,15 @@ class Subject:
         return self.prior.adapt(function, np.arange(len(shots)), logarithms), rows
 
 
-def gpu_chip(target: Target) -> GPUChip:
-    """A GPU as operation models see it."""
-    chip = TARGETS[target.name]
-    assert isinstance(chip, GPU)
+def gpu_chip(target: Target) -> GPUChip | None:
+    """A GPU as operation models see it; None of what no literal describes.
+
+    Multiprocessors, clock and L2 cache follow from its datasheet's peaks and its compute capability, as those of the
+    chips do that models learnt from: of these no more is known, and a literal's boost clock would be another quantity.
+    """
+    chip = TARGETS[target.name] if target.platform == "gpu" else None
+    if not isinstance(chip, GPU):
+        return None
     peaks = {"bfloat16": chip.peak_flops_per_s["bfloat16"]}
     if "float8_e4m3fn" in chip.peak_flops_per_s:
         peaks["fp8"] = chip.peak_flops_per_s["float8_e4m3fn"]
@@ -130,26 +150,27 @@ def subjects(target: Target, models: pretrained.Pretrained | None = None) -> lis
     Raises:
         UserError: operation models are damaged.
     """
-    if target.platform != "gpu":
+    chip = gpu_chip(target)
+    if chip is None:
         return [
             Subject(
                 "product", lambda operations: _products(operations, target), Prior.fit([], []), _draw_products(target)
             )
         ]
-    chip = gpu_chip(target)
-    return [_of_gpu(model, chip) for model in (models or pretrained.load()).models.values()]
+    return [_of_gpu(model, chip, target) for model in (models or pretrained.load()).models.values()]
 
 
-def _of_gpu(model: OperationModel, chip: GPUChip) -> Subject:
+def _of_gpu(model: OperationModel, chip: GPUChip, target: Target) -> Subject:
     def knows(operations: Operations) -> np.ndarray:
         return model.network.outside(describe(operations, chip)) <= _BEYOND
 
     expected = functools.partial(model.function, chip=chip)
-    return Subject(model.kind, expected, model.prior, _draw(model.kind, chip), knows)
+    return Subject(model.kind, expected, model.prior, _draw(model.kind, chip, target), knows)
 
 
-def _draw(kind: str, chip: GPUChip) -> Callable[[np.random.Generator], Operations]:
-    """Sizes as models that are served have them, none so large that it does not fit."""
+def _draw(kind: str, chip: GPUChip, target: Target) -> Callable[[np.random.Generator], Operations]:
+    """Sizes as models that are served have them, none so large that it does not fit: XLA's attention keeps its scores
+    in memory, as float32."""
 
     def draw(rng: np.random.Generator) -> Operations:
         if kind == "gemm":
@@ -160,15 +181,18 @@ def _draw(kind: str, chip: GPUChip) -> Callable[[np.random.Generator], Operation
                 "k": rng.choice([512, 1024, 2048, 4096, 6144, 8192, 12288, 16384], _POOL),
             }
             return Operations(kind, columns)
-        kv_heads = 2 ** rng.integers(0, 4, _POOL)
+        kv_heads = 2 ** rng.integers(0, 4, 2 * _POOL)
         columns = {
-            "batch": 2 ** rng.integers(0, 6, _POOL),
-            "tokens": 2 ** rng.integers(6, 13, _POOL),
-            "heads": kv_heads * 2 ** rng.integers(0, 4, _POOL),
+            "batch": 2 ** rng.integers(0, 6, 2 * _POOL),
+            "tokens": 2 ** rng.integers(6, 13, 2 * _POOL),
+            "heads": kv_heads * 2 ** rng.integers(0, 4, 2 * _POOL),
             "kv_heads": kv_heads,
-            "head_dim": rng.choice([64, 128], _POOL),
+            "head_dim": rng.choice([64, 128], 2 * _POOL),
         }
-        return Operations(kind, columns)
+        queries = columns["tokens"] if kind == "attn_context" else 1
+        scores_bytes = 4 * columns["batch"] * columns["heads"] * queries * columns["tokens"]
+        fitting = np.flatnonzero(scores_bytes <= _SCORES * target.capacity_bytes)
+        return Operations(kind, columns)[fitting[:_POOL]]
 
     return draw
 
@@ -205,7 +229,7 @@ def _products(operations: Operations, target: Target) -> Function:
     tokens, rows, outs = (columns[name].astype(float) for name in ("tokens", "rows", "columns"))
     width = np.array([_stored_bytes(str(name)) for name in columns["stored"]])
     memory_s = (width * rows * outs + 4 * tokens * (rows + outs)) / target.bandwidth_bytes_per_s
-    arithmetic_s = 2 * tokens * rows * outs / max(target.peak_flops_per_s.values())
+    arithmetic_s = 2 * tokens * rows * outs / roofline.peak_flops_per_s(target, "float32")
     busy_s = np.hypot(memory_s, arithmetic_s)
     roofline_s = target.overhead_s + busy_s
     share = busy_s / roofline_s

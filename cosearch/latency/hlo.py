@@ -4,7 +4,7 @@ Read from the text, which is the same language for CPUs, GPUs and TPUs. A kernel
 fusion, a call of a library, or an operation that was left alone. Loops count as often as they run. Bytes are those of
 main memory: on TPUs the compiler says what it keeps on the chip.
 
-To tell a model of something new, add it to `Kernel` or to `HloFeatures`.
+To tell a model of something new, add it to `HloFeatures`, and to `Kernel` what is of each.
 """
 
 import math
@@ -39,11 +39,10 @@ _KINDS = {"f": "float", "s": "int", "u": "uint", "c": "complex"}
 _FREE = frozenset(
     {
         *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
-        *("opt-barrier", "add-dependency", "domain", "async-update", "async-done", "copy-done", "slice-done"),
-        *("dynamic-slice-done", "all-gather-done", "all-reduce-done"),
+        *("opt-barrier", "add-dependency", "domain", "async-update"),
     }
 )
-"""What costs nothing, or has been counted where it began."""
+"""What costs nothing; nor does what ends in `-done`, which has been counted where it began."""
 _NO_CALLS = frozenset({"AllocateBuffer", "AssumeGatherIndicesInBound", "Sharding", "ConcatBitcast"})
 """What is called, and runs nothing."""
 _CALLS = frozenset({"while", "conditional", "call", "async-start"})
@@ -100,52 +99,41 @@ class Kernel:
 
 @dataclass(frozen=True)
 class HloFeatures:
-    """One compiled program. `copied_bytes` are of copies and transposes of whole arrays of the cache,
-    `temporary_bytes` what it needs beside its inputs and results."""
+    """One compiled program, in a few numbers: the kernels that a run starts (`launches`), those of them that the
+    compiler fused, and those that a library or a kernel written by hand does (`custom_calls`); the bytes that all of
+    them read and write; of these, what copies and transposes of whole arrays of the cache make (`copied_bytes`); what
+    it needs beside its inputs and results (`temporary_bytes`); and the cycles that the compiler for TPUs expects of
+    all, 0 of others: a feature, no result."""
 
-    kernels: tuple[Kernel, ...]
+    launches: float
+    fusions: float
+    custom_calls: float
+    moved_bytes: float
     copied_bytes: float
     temporary_bytes: float
-
-    @property
-    def launches(self) -> float:
-        """Kernels that one run starts."""
-        return sum(kernel.runs for kernel in self.kernels)
-
-    @property
-    def fusions(self) -> float:
-        """Those of them that the compiler fused."""
-        return sum(kernel.runs for kernel in self.kernels if kernel.opcode == "fusion")
-
-    @property
-    def custom_calls(self) -> float:
-        """Those of them that a library or a kernel written by hand does."""
-        return sum(kernel.runs for kernel in self.kernels if kernel.target)
-
-    @property
-    def moved_bytes(self) -> float:
-        """What all of them read and write."""
-        return sum(kernel.runs * (kernel.read_bytes + kernel.written_bytes) for kernel in self.kernels)
-
-    @property
-    def estimated_cycles(self) -> float:
-        """What the compiler for TPUs expects of all; 0 of others. A feature, no result."""
-        return sum(kernel.runs * kernel.cycles for kernel in self.kernels)
+    estimated_cycles: float
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "HloFeatures":
-        kernels = tuple(Kernel(**kernel) for kernel in data["kernels"])
-        return cls(kernels, float(data["copied_bytes"]), float(data["temporary_bytes"]))
+        return cls(**data)
 
     @classmethod
     def of(cls, compiled: jax.stages.Compiled, cache: Collection[Any]) -> "HloFeatures":
         """Of a compiled program and the arrays of its cache."""
         module, analysis = Module(compiled.as_text() or ""), compiled.memory_analysis()
-        temporary = int(analysis.temp_size_in_bytes) if analysis is not None else 0
-        return cls(tuple(module.kernels()), module.copied_bytes(cache), temporary)
+        kernels = tuple(module.kernels())
+        return cls(
+            launches=sum(one.runs for one in kernels),
+            fusions=sum(one.runs for one in kernels if one.opcode == "fusion"),
+            custom_calls=sum(one.runs for one in kernels if one.target),
+            moved_bytes=sum(one.runs * (one.read_bytes + one.written_bytes) for one in kernels),
+            copied_bytes=module.copied_bytes(cache),
+            temporary_bytes=int(analysis.temp_size_in_bytes) if analysis is not None else 0,
+            estimated_cycles=sum(one.runs * one.cycles for one in kernels),
+        )
 
 
 @dataclass(frozen=True)
@@ -183,10 +171,10 @@ class Module:
                     entry = head[2] if head[1] else entry
             elif part := _INSTRUCTION.match(line):
                 name, shapes, opcode, rest = part.groups()
-                operands = tuple(_OPERAND.findall(rest[: _closing(rest)]))
-                inside[name] = Instruction(
-                    name, opcode, tuple(_shapes(shapes)), operands, line, line.lstrip().startswith("ROOT ")
-                )
+                operands, made = tuple(_OPERAND.findall(rest[: _closing(rest)])), tuple(_shapes(shapes))
+                if opcode == "fusion-start":  # gives what it is given, its results, and a token
+                    opcode, made = "fusion", made[len(operands) : -1]
+                inside[name] = Instruction(name, opcode, made, operands, line, line.lstrip().startswith("ROOT "))
         return entry, found
 
     def kernels(self) -> Iterator[Kernel]:
@@ -245,7 +233,7 @@ class Module:
         return bounds[0] if len(bounds) == 1 else 1.0
 
     def _kernel(self, one: Instruction, inside: Mapping[str, Instruction], runs: float) -> Kernel | None:
-        if one.opcode in _FREE or one.opcode in _CALLS:
+        if one.opcode in _FREE or one.opcode in _CALLS or one.opcode.endswith("-done"):
             return None
         found = _TARGET.search(one.text)
         target = found[1] if found else ""

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from cosearch.core.files import new_file
+from cosearch.core.files import write_files
 from cosearch.core.target import Target
 from cosearch.latency import SHIPPED
 from cosearch.latency.batch import QUANTITIES, Batch, Operations
@@ -63,8 +63,7 @@ class RateNetwork:
             for index, own in members
             for name, one in own.items()
         }
-        with new_file(path) as draft:
-            save_file(arrays, draft, {"tokens": json.dumps(self.tokens)})
+        write_files({path: save(arrays, {"tokens": json.dumps(self.tokens)})})
 
 
 class Seconds:

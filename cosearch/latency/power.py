@@ -6,19 +6,18 @@ HW-GPT-Bench, https://arxiv.org/abs/2405.10299), an H200 0.20 to 0.43 in decode 
 and TPUs of v4 0.47 at least and 0.89 on average (https://cloud.google.com/tpu/docs/v4).
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 
 from cosearch.core.candidate import Candidate
 from cosearch.core.metric import Metric, predicted
 from cosearch.core.problem import Problem
-from cosearch.core.workload import OperatingPoint, Workload
+from cosearch.core.workload import OperatingPoint
+from cosearch.latency import roofline
 from cosearch.latency.features import work
-from cosearch.precision import Precision
 
 _IDLE, _MEMORY, _ARITHMETIC = 0.15, 0.35, 0.7
 """Parts of the limit: what is drawn in any case, and what busy memory and arithmetic draw beside it."""
-_MODEL = "power 1"
+_MODEL = "power 2"
 _WITHIN = 2.5
 """Nine of ten powers are expected within this factor either way; all that is cited above are."""
 
@@ -40,20 +39,18 @@ def energy(candidate: Candidate, problem: Problem, latencies: Sequence[Metric]) 
         low += joules * least_s * share / _WITHIN
         middle += joules * latency.value * share
         high += joules * most_s * min(share * _WITHIN, 1.0)
-    learnt = {latency.model for latency in latencies if latency.model}
-    return predicted("energy_j", middle, (low, high), "; ".join([_MODEL, *sorted(learnt)]))
+    return predicted("energy_j", middle, (low, high), model(latency.model for latency in latencies))
+
+
+def model(latencies: Iterable[str]) -> str:
+    """The name of what predicts energy from latencies that these models predicted; those that were measured have
+    none."""
+    return "; ".join([_MODEL, *sorted({one for one in latencies if one})])
 
 
 def _share(candidate: Candidate, problem: Problem, point: OperatingPoint, latency_s: float) -> float:
     """Of the limit, what is drawn while a token takes `latency_s`."""
-    done, target = work(candidate, point), problem.target
-    peak = target.peak_flops_per_s
-    run_s = latency_s * point.tokens / point.batch
-    reading = done.read_bytes / target.bandwidth_bytes_per_s / run_s
-    computing = done.flops / peak.get(Precision.of(candidate.precision).activations, max(peak.values())) / run_s
+    target, run_s = problem.target, latency_s * point.tokens / point.batch
+    reading = work(candidate, point).read_bytes / target.bandwidth_bytes_per_s / run_s
+    computing = roofline.arithmetic_s(candidate, point, target) / run_s
     return min(_IDLE + _MEMORY * min(reading, 1.0) + _ARITHMETIC * min(computing, 1.0), 1.0)
-
-
-def alone(problem: Problem, point: OperatingPoint) -> Problem:
-    """The problem with one of its workload's operating points."""
-    return replace(problem, workload=Workload(problem.workload.name, (point,)))

@@ -5,6 +5,7 @@ priors, what was trained on, and the error card, how wrong the models are on chi
 ships was written by `python -m cosearch import_tables path=DIR output=cosearch/latency/pretrained`.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load as deserialize
+from safetensors.numpy import save as serialize
 
 from cosearch.core.errors import UserError
-from cosearch.core.files import write_json
+from cosearch.core.files import as_json, write_files
 from cosearch.latency import SHIPPED, tables
 from cosearch.latency.error_card import leave_out
 from cosearch.latency.table_model import VERSION, Network, OperationModel, Training
@@ -82,16 +84,16 @@ def train(folders: Sequence[Path], progress: Callable[[str, float], None]) -> Pr
 
 
 def save(pretrained: Pretrained, folder: Path) -> None:
-    """Write the files of a folder."""
+    """Write the files of a folder: those of before are replaced once both are written."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, np.ndarray] = {}
-    told: dict[str, Any] = {"version": VERSION, "kinds": {}}
+    told: dict[str, Any] = {}
     for kind, model in pretrained.models.items():
         arrays |= {f"{kind}.bounds": model.network.bounds, f"{kind}.standard": model.network.standard}
         for index, member in enumerate(model.network.members):
             arrays |= {f"{kind}.{index}.{place}": leaf for place, leaf in enumerate(member)}
         prior = model.prior
-        told["kinds"][kind] = {
+        told[kind] = {
             "fingerprint": model.fingerprint,
             "prior": {
                 "amplitudes": dict(prior.amplitudes),
@@ -100,8 +102,9 @@ def save(pretrained: Pretrained, folder: Path) -> None:
             },
             **pretrained.card[kind],
         }
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / _WEIGHTS)
-    write_json(folder / _CARD, told)
+    weights = serialize({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    card = {"version": VERSION, "weights": _fingerprint(weights), "kinds": told}
+    write_files({folder / _WEIGHTS: weights, folder / _CARD: as_json(card).encode()})
 
 
 def trained() -> Path:
@@ -124,11 +127,18 @@ def load(folder: Path | None = None) -> Pretrained:
                 f"{folder / _CARD}: version {told['version']!r}; this cosearch reads version {VERSION}. Train anew by "
                 "python -m cosearch import_tables path=DIR"
             )
-        arrays = load_file(folder / _WEIGHTS)
+        weights = (folder / _WEIGHTS).read_bytes()
+        if told["weights"] != _fingerprint(weights):
+            raise ValueError(f"{_WEIGHTS} is not the one that {_CARD} tells of")
+        arrays = deserialize(weights)
         models = {kind: _model(kind, one, arrays) for kind, one in told["kinds"].items()}
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: has no models of operations, or they are damaged: {error}") from None
     return Pretrained(models, told["kinds"])
+
+
+def _fingerprint(weights: bytes) -> str:
+    return hashlib.sha256(weights).hexdigest()[:16]
 
 
 def _model(kind: str, told: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> OperationModel:

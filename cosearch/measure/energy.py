@@ -20,7 +20,7 @@ import numpy as np
 from cosearch.core.errors import Rejected
 
 _WARM_UP_S = 0.3
-_LEAST_S, _MOST_S = 1.0, 10.0
+_LEAST_S, _MOST_S, _LONGEST_S = 1.0, 10.0, 30.0
 _LEAST_UPDATES, _FEWEST_UPDATES = 20, 3
 """NVML's counter is updated about every 20 to 100 ms, RAPL's every millisecond."""
 _FILES = ("energy_uj", "max_energy_range_uj")
@@ -136,10 +136,11 @@ class Counted:
 
 
 def sample(run: Callable[[], Any], counter: EnergyCounter) -> Counted:
-    """Count the energy of runs, after a warm-up, over at least a second and 20 updates of the counter, or 10 seconds.
+    """Count the energy of runs, after a warm-up, over at least a second and 20 updates of the counter, or 10 seconds;
+    longer, where each run takes seconds.
 
     Raises:
-        Rejected: the counter was hardly ever updated.
+        Rejected: the counter was hardly ever updated, or runs are too long.
     """
     count, start = 0, time.perf_counter()
     while time.perf_counter() < start + _WARM_UP_S:
@@ -147,23 +148,27 @@ def sample(run: Callable[[], Any], counter: EnergyCounter) -> Counted:
         count += 1
     block = max(1, round(count * _BLOCK_S / (time.perf_counter() - start)))
     joules, runs, before, done = [], [], 0.0, -1  # what ended before the first update began at an unknown time
-    drawn, start = counter.start(), time.perf_counter()
+    drawn, start, looks, updates = counter.start(), time.perf_counter(), 0, 0
     while True:
         for _ in range(block):
             run()
+        looks += 1
         now, spent_s = drawn(), time.perf_counter() - start
         done += block if done >= 0 else 0
         if now != before:
+            updates += 1
             if done > 0:
                 joules.append(now - before)
                 runs.append(done)
             before, done = now, 0
         if len(joules) >= _LEAST_UPDATES and spent_s >= _LEAST_S:
             break
-        if spent_s >= _MOST_S:
-            if len(joules) < _FEWEST_UPDATES:
-                raise Rejected(f"no energy: the counter was updated {len(joules)} times in {spent_s:.0f} s")
+        if spent_s >= _MOST_S and len(joules) >= _FEWEST_UPDATES:
             break
+        if spent_s >= _MOST_S and updates < looks:  # it was not the runs that were waited for
+            raise Rejected(f"no energy: the counter was updated {updates} times in {spent_s:.0f} s")
+        if spent_s >= _LONGEST_S:
+            raise Rejected(f"no energy: runs are too long: {looks * block} took {spent_s:.0f} s")
     return Counted(joules, runs)
 
 

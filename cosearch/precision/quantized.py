@@ -228,6 +228,11 @@ INPUTS: Mapping[str, Quantized] = {
 """What the inputs of products are rounded to: each token of x [..., in] has a float32 scale."""
 
 
+def multiplied(inputs: str, dtype: str) -> str:
+    """The dtype in which a product of a model in `dtype` multiplies, whose inputs are rounded to `inputs`."""
+    return np.dtype(INPUTS[inputs].code.dtype).name if inputs in INPUTS else dtype
+
+
 def _axis(layout: str) -> int:
     return 0 if layout == "in_out" else 1
 

@@ -1,6 +1,7 @@
 """Calibrating a chip at hand, and telling on the console what was measured and how well the rest is predicted."""
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,13 +52,16 @@ def calibrate(name: str, shots: int, seed: int) -> None:
     calibration = Calibration(name, software, tuple(measured[True]), tuple(measured[False]))
     calibration.save(path_of(name))
     console.print(_table(known, calibration))
+    disturbed = sum(one.contended > 0 for one in (*calibration.shots, *calibration.checks))
+    if disturbed:
+        console.print(f"{disturbed} were measured while something else ran: measure again on an idle machine")
     for why in refused:
         console.print(f"refused: {why}", style="dim", highlight=False)
     console.print(f"saved to {path_of(name)}", highlight=False)
 
 
 def check_drift(name: str, count: int) -> bool:
-    """Measure the first `count` operations of the calibration again, and tell whether it still holds.
+    """Measure `count` operations of the calibration again, of each kind in turn, and tell whether it still holds.
 
     Raises:
         UserError: the chip is not attached, or there is no calibration of it.
@@ -67,12 +71,17 @@ def check_drift(name: str, count: int) -> bool:
         raise UserError(f"target={name}: has no calibration; make one: python -m cosearch calibrate target={name}")
     table, drifted = Table("operation", "then", "now", "now / then", "measured"), []
     with _at_work(name) as (_, measure, progress):
-        for shot in progress.track(calibration.shots[:count], description="measuring again"):
-            now = measure(shot.kind, shot.columns).latency_s
+        for shot in progress.track(in_turn(calibration.shots)[:count], description="measuring again"):
+            row = (_told(shot.kind, shot.columns), _us(shot.latency_s))
+            try:
+                now = measure(shot.kind, shot.columns).latency_s
+            except Rejected as rejection:
+                drifted.append(True)
+                table.add_row(*row, "", "", f"refused: {rejection}")
+                continue
             ratio = now / shot.latency_s
             drifted.append(abs(np.log(ratio)) > np.log1p(DRIFT))
-            row = (_told(shot.kind, shot.columns), _us(shot.latency_s), _us(now), f"{ratio:.2f}")
-            table.add_row(*row, "drifted" if drifted[-1] else "holds")
+            table.add_row(*row, _us(now), f"{ratio:.2f}", "drifted" if drifted[-1] else "holds")
     console.print(table)
     now = fingerprint()
     for key, then in calibration.software.items():
@@ -80,8 +89,16 @@ def check_drift(name: str, count: int) -> bool:
             console.print(f"{key} was {then!r} and is {now.get(key)!r}", highlight=False)
     holds = sum(drifted) <= len(drifted) / 2
     verdict = "still holds" if holds else f"no longer holds: python -m cosearch calibrate target={name}"
-    console.print(f"{sum(drifted)} of {len(drifted)} differ by more than {DRIFT:.0%}; the calibration {verdict}")
+    console.print(
+        f"{sum(drifted)} of {len(drifted)} differ by more than {DRIFT:.0%} or are refused; the calibration {verdict}"
+    )
     return holds
+
+
+def in_turn(shots: Sequence[Shot]) -> list[Shot]:
+    """The first of each kind, then the second of each, and so on."""
+    kinds = {one.kind: [other for other in shots if other.kind == one.kind] for one in shots}
+    return [one for each in itertools.zip_longest(*kinds.values()) for one in each if one is not None]
 
 
 @contextmanager
@@ -98,8 +115,9 @@ def _at_work(name: str) -> Iterator[tuple[Target, Callable[[str, Mapping[str, An
 
 def _measured(worker: Worker, target: Target, kind: str, columns: Mapping[str, Any]) -> Shot:
     arguments = {"kind": kind, "columns": dict(columns), "seconds": _SECONDS, "cold_bytes": 2 * target.cache_bytes}
-    samples = worker.call("operation", arguments, _LIMIT_S)["samples_s"]
-    return Shot(kind, columns, float(np.median(samples)), [float(f"{one:.5g}") for one in samples])
+    reply = worker.call("operation", arguments, _LIMIT_S)
+    samples = [float(f"{one:.5g}") for one in reply["samples_s"]]
+    return Shot(kind, columns, float(np.median(reply["samples_s"])), samples, reply["contended"])
 
 
 def _rows(operations: Operations) -> Iterator[dict[str, Any]]:

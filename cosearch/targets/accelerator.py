@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cosearch.core.candidate import Candidate, Value
 from cosearch.core.errors import Rejected, UserError, first_line
 from cosearch.core.target import Target
+from cosearch.precision.quantized import multiplied
 from cosearch.targets import TARGETS, MeasurePeaks, why_no_value_for, why_no_value_of
 
 ENVIRONMENT = {
@@ -33,9 +34,6 @@ ENVIRONMENT = {
 _EXACT = "highest"
 """Products of float32 are that: by default XLA multiplies bfloat16 on TPUs, and TF32 on GPUs, in their place, which is
 another format than the candidate says."""
-
-_MULTIPLIED = {"int8": "int8", "float8_e4m3": "float8_e4m3fn"}
-"""What the inputs of products may be rounded to, and the dtype of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +64,7 @@ class Accelerator(ABC):
         """Of one such chip; the same each time, for devices of two descriptions are two devices."""
 
     def why_no_value(self, knob: str, value: Value) -> str | None:
-        if knob == "precision.matmul_inputs" and _MULTIPLIED.get(str(value), "bfloat16") not in self.peak_flops_per_s:
+        if knob == "precision.matmul_inputs" and multiplied(str(value), "bfloat16") not in self.peak_flops_per_s:
             return f"{self.name} multiplies no {value} numbers: it would only round to them, and be slower for it"
         return why_no_value_for(knob, value, self.platform)
 

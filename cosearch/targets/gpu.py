@@ -1,4 +1,5 @@
-"""What NVIDIA's GPUs have in common. To add one, write a file with a literal `GPU` (`h100.py`).
+"""What NVIDIA's GPUs have in common. To add one, write a file with a literal `GPU` (`h100.py`); one of a new compute
+capability needs a line of `_MULTIPROCESSORS`, too.
 
 What XLA must know of a chip to compile for it without one is written from its literal and from what all chips of its
 compute capability share: CUDA C++ Programming Guide 13.0, "Technical Specifications per Compute Capability"
@@ -12,6 +13,7 @@ from importlib.util import find_spec
 
 from jax.sharding import Mesh
 
+from cosearch.core.errors import UserError
 from cosearch.targets.accelerator import Accelerator, one_chip
 
 
@@ -28,10 +30,14 @@ class _Multiprocessor:
 
 _MULTIPROCESSORS = {
     (8, 0): _Multiprocessor(2048, 64, 164 * 1024, 163 * 1024),
+    (8, 6): _Multiprocessor(1536, 128, 100 * 1024, 99 * 1024),
+    (8, 7): _Multiprocessor(1536, 128, 164 * 1024, 163 * 1024),
     (8, 9): _Multiprocessor(1536, 128, 100 * 1024, 99 * 1024),
     (9, 0): _Multiprocessor(2048, 128, 228 * 1024, 227 * 1024),
     (10, 0): _Multiprocessor(2048, 128, 228 * 1024, 227 * 1024),
+    (10, 3): _Multiprocessor(2048, 128, 228 * 1024, 227 * 1024),
     (12, 0): _Multiprocessor(1536, 128, 100 * 1024, 99 * 1024),
+    (12, 1): _Multiprocessor(1536, 128, 100 * 1024, 99 * 1024),
 }
 
 # XLA's GpuTargetConfigProto (xla/stream_executor/device_description.proto).
@@ -64,6 +70,12 @@ class GPU(Accelerator):
     platform = "gpu"
     lowered_for = "cuda"
     overhead_s = 2e-6  # of a kernel in a graph of kernels; no datasheet's figure
+
+    def __post_init__(self) -> None:
+        if self.capability not in _MULTIPROCESSORS:
+            known = ", ".join(f"{major}.{minor}" for major, minor in _MULTIPROCESSORS)
+            wanted = ".".join(map(str, self.capability))
+            raise UserError(f"target {self.name}: nothing is known here of compute capability {wanted}. Known: {known}")
 
     def why_unavailable(self) -> str | None:
         if any(find_spec(f"jax_cuda{major}_plugin") for major in (12, 13)):

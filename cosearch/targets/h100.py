@@ -7,18 +7,17 @@ whose peaks are with sparsity: half of them here. Multiprocessors, L2 cache and 
 from cosearch.targets import TARGETS
 from cosearch.targets.gpu import GPU
 
-TARGETS.register("h100")(
-    GPU(
-        name="h100",
-        kind="NVIDIA H100 80GB HBM3",
-        source="NVIDIA H100 Tensor Core GPU datasheet, H100 SXM",
-        peak_flops_per_s={"float32": 67e12, "bfloat16": 989.5e12, "int8": 1979e12, "float8_e4m3fn": 1979e12},
-        bandwidth_bytes_per_s=3.35e12,
-        capacity_bytes=80 * 2**30,
-        cache_bytes=50 * 2**20,
-        cores=132,
-        power_w=700,
-        capability=(9, 0),
-        clock_ghz=1.98,
-    )
+H100 = GPU(
+    name="h100",
+    kind="NVIDIA H100 80GB HBM3",
+    source="NVIDIA H100 Tensor Core GPU datasheet, H100 SXM",
+    peak_flops_per_s={"float32": 67e12, "bfloat16": 989.5e12, "int8": 1979e12, "float8_e4m3fn": 1979e12},
+    bandwidth_bytes_per_s=3.35e12,
+    capacity_bytes=80 * 2**30,
+    cache_bytes=50 * 2**20,
+    cores=132,
+    power_w=700,
+    capability=(9, 0),
+    clock_ghz=1.98,
 )
+TARGETS.register("h100")(H100)

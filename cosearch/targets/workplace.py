@@ -28,6 +28,7 @@ class Workplace:
 
         Raises:
             UserError: the chip is not attached, and what compiling for it takes is not installed.
+            Rejected: no process here says what JAX runs on.
         """
         chip = TARGETS[name]
         if not isinstance(chip, Accelerator):

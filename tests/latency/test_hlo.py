@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cosearch.latency.hlo import HloFeatures, Module
+from cosearch.latency.hlo import HloFeatures, Kernel, Module
 
 F32 = 4
 
@@ -18,14 +18,18 @@ def features(function, *shapes: tuple[int, ...], **more) -> HloFeatures:
     return HloFeatures.of(compiled(function, *shapes, **more), [])
 
 
+def kernels(made: jax.stages.Compiled) -> list[Kernel]:
+    return list(Module(made.as_text() or "").kernels())
+
+
 def module(*lines: str) -> Module:
     body = "\n".join(f"  {line}" for line in lines)
     return Module(f"HloModule m\n\nENTRY %main (p: f32[8]) -> f32[8] {{\n{body}\n}}\n")
 
 
 def test_a_fusion_reads_its_operands_and_writes_its_result():
-    found = features(lambda x, y: jnp.exp(x * y) + x, (1000, 300), (1000, 300))
-    (kernel,) = found.kernels
+    made = compiled(lambda x, y: jnp.exp(x * y) + x, (1000, 300), (1000, 300))
+    (kernel,), found = kernels(made), HloFeatures.of(made, [])
     assert kernel.opcode == "fusion" and kernel.runs == 1
     assert (kernel.read_bytes, kernel.written_bytes) == (2 * 300_000 * F32, 300_000 * F32)
     assert found.launches == found.fusions == 1 and found.custom_calls == found.estimated_cycles == 0
@@ -36,8 +40,7 @@ def test_what_a_loop_runs_counts_as_often_as_it_does():
     def loop(x: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, 7, lambda _, y: jnp.sort(y), x)
 
-    found = features(loop, (4096,))
-    sorts = [kernel for kernel in found.kernels if kernel.opcode == "sort"]
+    sorts = [kernel for kernel in kernels(compiled(loop, (4096,))) if kernel.opcode == "sort"]
     assert sum(kernel.runs for kernel in sorts) == 7
 
 
@@ -75,6 +78,28 @@ def test_of_stacked_weights_a_step_of_a_loop_reads_its_own():
     found = features(layers, (1 << 16,), (10, 1 << 16))
     once = (1 << 16) * F32
     assert 10 * 3 * once <= found.moved_bytes <= 10 * 6 * once, "not the 10 layers in each of 10 steps"
+
+
+def test_a_fusion_beside_others_counts_where_it_starts():
+    found = Module("""HloModule m
+
+%slice (stacked: bf16[8,64,64], i: s32[]) -> bf16[1,64,64] {
+  %stacked = bf16[8,64,64]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %z = s32[] constant(0)
+  ROOT %s = bf16[1,64,64]{2,1,0} dynamic-slice(%stacked, %i, %z, %z), dynamic_slice_sizes={1,64,64}
+}
+
+ENTRY %main (p: bf16[8,64,64], q: s32[]) -> bf16[1,64,64] {
+  %p = bf16[8,64,64]{2,1,0} parameter(0)
+  %q = s32[] parameter(1)
+  %t = ((bf16[8,64,64]{2,1,0}, s32[]), bf16[1,64,64]{2,1,0}, u32[]) fusion-start(%p, %q), kind=kLoop, calls=%slice
+  ROOT %d = bf16[1,64,64]{2,1,0} fusion-done(%t)
+}
+""")
+    (kernel,) = found.kernels()
+    assert (kernel.opcode, kernel.written_bytes) == ("fusion", 64 * 64 * 2)
+    assert kernel.read_bytes <= 64 * 64 * 2 + 3 * F32, "a layer's weights, not those of all"
 
 
 def test_what_is_written_in_place_is_written_alone():
@@ -134,8 +159,8 @@ def test_on_a_tpu_arrays_have_padding_and_memory_spaces():
 
 def test_the_cycles_that_the_compiler_for_tpus_expects_are_read():
     line = 'ROOT %f = f32[8]{0} fusion(%p), kind=kLoop, calls=%c, backend_config={"estimated_cycles":"2098","x":[]}'
-    found = HloFeatures(tuple(module("%p = f32[8]{0} parameter(0)", line).kernels()), 0, 0)
-    assert found.estimated_cycles == 2098
+    (kernel,) = module("%p = f32[8]{0} parameter(0)", line).kernels()
+    assert kernel.cycles == 2098
 
 
 @pytest.mark.parametrize("target", ["__cublas$gemm", "__cublas$lt$matmul"])

@@ -12,9 +12,9 @@ from cosearch.core.metric import measured, predicted
 from cosearch.core.problem import Constraint, Objective, Problem
 from cosearch.core.workload import OperatingPoint, Workload
 from cosearch.latency import roofline
-from cosearch.latency.hlo import HloFeatures, Kernel
-from cosearch.latency.power import alone, energy
-from cosearch.stages import Limits, Measure, Predict, energy_source, workload_energy, workload_latency
+from cosearch.latency.hlo import HloFeatures
+from cosearch.latency.power import energy
+from cosearch.stages import Limits, Measure, Predict, energy_source, latencies, workload_energy
 from cosearch.targets import TARGETS
 
 DECODE = OperatingPoint("decode", 1, 64)
@@ -37,12 +37,22 @@ def test_it_is_between_what_an_idle_chip_draws_and_its_limit():
     for latency_s in (1e4 * busy_s, 2 * busy_s, busy_s):
         latency = predicted("latency_s", latency_s, (latency_s / 2, latency_s * 3), "latency 7")
         found = energy(CANDIDATE, asked, [latency])
-        assert (found.source, found.unit, found.model) == ("predicted", "J/token", "power 1; latency 7")
+        assert (found.source, found.unit, found.model) == ("predicted", "J/token", "power 2; latency 7")
         assert found.interval is not None
         low, high = found.interval
         assert low < found.value < high <= latency_s * 3 * limit_w and high / low > 12
         shares.append(found.value / latency_s / limit_w)
     assert shares == sorted(shares) and 0.1 < shares[0] < 0.2 and 0.4 < shares[2] <= 1
+
+
+def test_arithmetic_is_as_busy_as_what_is_multiplied():
+    """A chip that multiplies int8 twice as fast is half as busy by it."""
+    sizes = {"architecture.width": 512, "architecture.depth": 2, "precision.activations": "bfloat16"}
+    kept = Candidate.from_point({**sizes, "precision.weights": "int8", "precision.kv_cache": "bfloat16"})
+    narrow = Candidate.from_point({**kept.point, "precision.matmul_inputs": "int8"})
+    asked = problem("h100", OperatingPoint("prefill", 8, 1024))
+    latency = measured("latency_s", roofline.arithmetic_s(kept, asked.workload.points[0], asked.target) / 1024)
+    assert energy(narrow, asked, [latency]).value < 0.8 * energy(kept, asked, [latency]).value
 
 
 def test_tokens_of_a_batch_share_it_and_points_are_weighted():
@@ -65,7 +75,7 @@ class Answering:
 
 
 def test_of_a_chip_that_is_not_here_it_is_predicted_with_the_latency():
-    asked, features = problem("h100", DECODE, PREFILL), HloFeatures((Kernel("fusion", 5.0, 1e6, 0.0),), 0.0, 0.0)
+    asked, features = problem("h100", DECODE, PREFILL), HloFeatures(5, 5, 0, 5e6, 0, 0, 0)
     worker: Any = Answering(features={"features": [features.to_json()] * 2})
     source = energy_source(worker, asked, Limits())
     assert source == "predicted" and not worker.asked, "nothing here could count it"
@@ -100,9 +110,7 @@ def test_where_none_is_it_is_predicted_from_the_measured_latency():
     source = energy_source(worker, asked, Limits())
     found = Measure(worker, 1.0, 0.1, source)(CANDIDATE, asked)
     assert (found["latency_s"].source, found["energy_j"].source) == ("measured", "predicted")
-    each = zip(asked.workload.points, SAMPLES["samples_s"], strict=True)
-    latencies = [workload_latency([samples], alone(asked, point)) for point, samples in each]
-    assert found["energy_j"] == energy(CANDIDATE, asked, latencies)
+    assert found["energy_j"] == energy(CANDIDATE, asked, latencies(SAMPLES["samples_s"], asked))
 
 
 def test_where_it_can_be_neither_it_is_refused():

@@ -1,5 +1,7 @@
 """Trained for a moment on tables that follow a rule."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,33 @@ def test_damaged_and_foreign_models_are_refused(training, tmp_path) -> None:
         pretrained.load(tmp_path)
     (tmp_path / "operations_gpu.json").write_text('{"version": 0}')
     with pytest.raises(UserError, match="version 0; this cosearch reads"):
+        pretrained.load(tmp_path)
+
+
+def test_models_are_replaced_together_or_not_at_all(training, tmp_path, monkeypatch) -> None:
+    first = pretrained.Pretrained({"gemm": training.model({"Hopper"})}, {"gemm": {}})
+    pretrained.save(first, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 2
+    second = pretrained.Pretrained({"gemm": training.model({"Ampere"})}, {"gemm": {}})
+    synced, fsync = [], os.fsync
+
+    def full(handle: int) -> None:
+        synced.append(handle)
+        if len(synced) > 1:
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            pretrained.save(second, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    weights = tmp_path / "operations_gpu.safetensors"
+    pretrained.save(second, tmp_path)
+    weights.write_bytes(before[weights.name])
+    with pytest.raises(UserError, match=r"is not the one that operations_gpu\.json tells"):
         pretrained.load(tmp_path)
 
 

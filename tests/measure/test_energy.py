@@ -166,6 +166,18 @@ def test_a_counter_that_stands_still_is_none(monkeypatch: pytest.MonkeyPatch):
         sample(machine.run, machine)
 
 
+def test_slow_runs_are_waited_for(monkeypatch: pytest.MonkeyPatch):
+    machine = Machine(20.0, 4.0, 0.1)
+    monkeypatch.setattr(energy, "time", machine)
+    found = sample(machine.run, machine)
+    assert len(found.joules) == 3
+    assert joules_a_run(found.joules, found.runs)[0] == pytest.approx(20.0, rel=0.05)
+    machine = Machine(80.0, 16.0, 0.1)
+    monkeypatch.setattr(energy, "time", machine)
+    with pytest.raises(Rejected, match=r"^no energy: runs are too long: 2 took 32 s$"):
+        sample(machine.run, machine)
+
+
 def test_it_can_be_tried_alone():
     command = [sys.executable, "-m", "cosearch.measure.energy"]
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

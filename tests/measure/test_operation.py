@@ -46,6 +46,15 @@ def test_what_cannot_be_timed_is_refused() -> None:
         time_operation("product", sizes, 0, 0.05, None)
 
 
+def test_a_refusal_without_words_is_told_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise NotImplementedError
+
+    monkeypatch.setitem(MAKERS, "odd", refuse)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(Rejected, match=r"^odd \{\}: NotImplementedError$"):
+        time_operation("odd", {}, 0, 0.05, None)
+
+
 @pytest.mark.parametrize("by", ["dot", "multiply_reduce"])
 @pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8"])
 def test_on_a_processor_linked_operations_are_the_operations_and_the_links(stored: str, by: str) -> None:

@@ -8,8 +8,10 @@ import pytest
 
 from cosearch.__main__ import main
 from cosearch.core.errors import UserError
-from cosearch.latency.calibration import Calibration, path_of, stored, subjects
-from cosearch.targets import TARGETS
+from cosearch.latency.calibration import Calibration, Shot, path_of, stored, subjects
+from cosearch.report.calibrate import in_turn
+from cosearch.targets import TARGETS, workplace
+from cosearch.targets.gpu import GPU
 
 
 @pytest.fixture
@@ -26,6 +28,7 @@ def test_a_calibration_is_kept_with_what_it_ran_on_and_may_be_checked(cache_of_i
     for shot in found.shots:
         assert shot.kind == "product" and len(shot.samples_s) >= 3
         assert min(shot.samples_s) <= shot.latency_s <= max(shot.samples_s)
+        assert 0 <= shot.contended <= 1 and "contended" in path_of("cpu").read_text()
     assert "saved to" in capsys.readouterr().out
 
     # What took a hundred times as long then has drifted, however busy this machine is.
@@ -35,6 +38,28 @@ def test_a_calibration_is_kept_with_what_it_ran_on_and_may_be_checked(cache_of_i
     said = capsys.readouterr()
     assert "2 of 2 differ" in said.out and "jax was '0.0.1'" in said.out
     assert "no longer holds" in said.err
+
+
+def test_what_is_no_longer_done_has_drifted(cache_of_its_own, capsys) -> None:
+    shot = Shot("fft", {"m": 1}, 1e-6, [1e-6])
+    Calibration("cpu", {}, (shot,), ()).save(path_of("cpu"))
+    assert main(["calibrate", "target=cpu", "check=1"]) == 2
+    said = capsys.readouterr()
+    assert "1 of 1 differ" in said.out and "refused" in said.out
+    assert "no longer holds" in said.err and "Traceback" not in said.err
+
+
+def test_each_kind_is_checked_in_its_turn() -> None:
+    shots = [Shot(kind, {"m": m}, 1.0, [1.0]) for kind in ("gemm", "attn_context") for m in range(3)]
+    told = [(one.kind, one.columns["m"]) for one in in_turn(shots[:5])]
+    assert told == [("gemm", 0), ("attn_context", 0), ("gemm", 1), ("attn_context", 1), ("gemm", 2)]
+
+
+def test_a_machine_that_does_not_answer_is_told_in_a_line(cache_of_its_own, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(workplace, "_PROBE_S", 0.0)
+    monkeypatch.setattr(GPU, "why_unavailable", lambda self: None)
+    assert main(["calibrate", "target=h100"]) == 2
+    assert "it took longer than its limit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -54,8 +79,11 @@ def test_wrong_options_are_refused(cache_of_its_own, arguments, says: str, capsy
 
 def test_damaged_calibrations_are_refused_by_name(cache_of_its_own) -> None:
     path = path_of("h100")
-    Calibration("h100", {}, (), ()).save(path)
+    Calibration("h100", {}, (Shot("gemm", {"m": 1}, 1e-6, [1e-6]),), ()).save(path)
     assert Calibration.load(path).target == "h100"
+    Calibration("h100", {}, (), ()).save(path)
+    with pytest.raises(UserError, match="is of no operation"):
+        Calibration.load(path)
     path.write_text(json.dumps({"version": 0}))
     with pytest.raises(UserError, match="version 0; this cosearch reads"):
         Calibration.load(path)

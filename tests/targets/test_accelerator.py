@@ -56,6 +56,14 @@ def test_xla_is_told_of_a_gpu_by_its_literal():
         assert words in chip.description
 
 
+def test_a_gpu_of_another_compute_capability_is_described_or_refused():
+    chip = TARGETS["l40s"]
+    assert isinstance(chip, GPU)
+    assert "threads_per_core_limit: 1536" in replace(chip, capability=(8, 6)).description
+    with pytest.raises(UserError, match=r"target l40s: nothing is known here of compute capability 3\.5\. Known: 8\.0"):
+        replace(chip, capability=(3, 5))
+
+
 @pytest.mark.parametrize(
     ("chip", "module", "message"),
     [
