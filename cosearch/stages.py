@@ -15,7 +15,7 @@ import numpy as np
 from cosearch import axes
 from cosearch.core.candidate import Candidate, content_hash
 from cosearch.core.errors import Rejected, UserError
-from cosearch.core.metric import Metric, Metrics, Source, measured
+from cosearch.core.metric import Z90, Metric, Metrics, Source, measured
 from cosearch.core.problem import Problem
 from cosearch.core.target import Target
 from cosearch.latency import absent, power, roofline
@@ -296,7 +296,7 @@ def check_options(worker: Worker, space: Any, target: Target, limits: Limits) ->
 def _mean_of(name: str, samples: list[float]) -> Metric:
     """The mean with its 90 % interval, from the spread over the samples."""
     mean, error = float(np.mean(samples)), float(np.std(samples) / max(len(samples) - 1, 1) ** 0.5)
-    return measured(name, mean, interval=(mean - 1.645 * error, mean + 1.645 * error), samples=tuple(samples))
+    return measured(name, mean, interval=(mean - Z90 * error, mean + Z90 * error), samples=tuple(samples))
 
 
 def compare_with_plain(

@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any, Literal
 
 Source = Literal["measured", "predicted"]
+
+Z90 = NormalDist().inv_cdf(0.95)
+"""How many standard deviations a 90 % interval reaches to either side."""
 
 UNITS: dict[str, str] = {
     "latency_s": "s/token",

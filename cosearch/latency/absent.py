@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cosearch.core.candidate import Candidate
-from cosearch.core.metric import Metric, predicted
+from cosearch.core.metric import Z90, Metric, predicted
 from cosearch.core.problem import Problem
 from cosearch.core.target import Target
 from cosearch.core.workload import OperatingPoint
@@ -32,7 +32,6 @@ _WITHIN = 2.5
 """Nine of ten latencies are expected within this factor either way: bandwidths are reached in part, kernels overlap,
 and some start later than others. Only a calibration narrows it, for what it tells of: the tables that models learnt
 from are of other kernels than XLA's, which on an H200 took 0.7 to 11 times as long."""
-_Z90 = 1.645
 
 
 def estimate(candidate: Candidate, problem: Problem, hlo: Sequence[HloFeatures]) -> list[Metric]:
@@ -48,7 +47,7 @@ def estimate(candidate: Candidate, problem: Problem, hlo: Sequence[HloFeatures])
         learnt = known.of(candidate, point, target)
         run_s = max(run_s + steps * (learnt.seconds - learnt.roofline_s), steps * learnt.seconds, multiplied_s)
         sure = steps * learnt.sure_s / run_s
-        factor = np.exp(_Z90 * steps * learnt.spread_s / run_s + (1 - sure) * np.log(_WITHIN))
+        factor = np.exp(Z90 * steps * learnt.spread_s / run_s + (1 - sure) * np.log(_WITHIN))
         seconds = run_s / steps / (point.tokens / point.batch)
         found.append(predicted("latency_s", seconds, (seconds / factor, seconds * factor), known.name))
     return found

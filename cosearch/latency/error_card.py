@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
-from scipy.stats import kendalltau, norm
+from scipy.stats import kendalltau
 
+from cosearch.core.metric import Z90
 from cosearch.latency.table_model import Training
 from cosearch.latency.tables import Measured
 
 _POOL = 500
 """Rows of the target that shots are chosen from; it is tested on all others."""
-_Z90 = float(norm.ppf(0.95))
 
 
 def leave_out(training: Training, target: Measured, shots: Sequence[int], seeds: int) -> Iterator[dict[str, Any]]:
@@ -37,8 +37,8 @@ def leave_out(training: Training, target: Measured, shots: Sequence[int], seeds:
                 {
                     "mape": float(np.abs(np.expm1(error)).mean()),
                     "tau": float(cast(tuple[float, float], kendalltau(mean, logarithms[rest]))[0]),
-                    "coverage": float((np.abs(error) <= _Z90 * deviation).mean()),
-                    "width": float(np.exp(_Z90 * np.median(deviation))),
+                    "coverage": float((np.abs(error) <= Z90 * deviation).mean()),
+                    "width": float(np.exp(Z90 * np.median(deviation))),
                 }
             )
     for count, figures in found.items():

@@ -13,6 +13,7 @@ import numpy as np
 
 from cosearch.core.candidate import Candidate, content_hash
 from cosearch.core.gaussian_process import GaussianProcess
+from cosearch.core.metric import Z90
 from cosearch.core.problem import Problem
 from cosearch.core.space import Space
 from cosearch.core.trial import Trial
@@ -33,7 +34,6 @@ leaves has little to do with single choices. (Fitted to 60 candidates, 60 others
 _CHUNK = 8192
 """Candidates that are described at a time: as many as stay in the caches."""
 _THREADS = 2
-_Z90 = 1.645
 _LEAST_CALIBRATED = 20
 """Examples from which on intervals are widened or narrowed to what held of examples that were left out."""
 
@@ -96,7 +96,7 @@ class LatencyModel:
             if metric == "latency_s":
                 self._seconds = seconds
             if len(examples) >= _LEAST_CALIBRATED:
-                self._scale[metric] = deviations / _Z90
+                self._scale[metric] = deviations / Z90
             told = sorted((trial.uid, trial.metrics[metric].value) for trial in examples)
             self._data[metric] = f"{len(examples)} trials {content_hash(told)}"
 

@@ -17,9 +17,9 @@ import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
 from scipy.special import digamma, gammaln
-from scipy.stats import norm
 
 from cosearch.core.gaussian_process import matern, squared_distances
+from cosearch.core.metric import Z90
 
 _NOISES = np.geomspace(0.001, 0.128, 8)
 _MULTIPLIERS = (0.5, 1.0, 2.0, 4.0)
@@ -30,7 +30,6 @@ _ROWS = 200
 _EVIDENCE_ROWS = 60
 _NEGLIGIBLE = 1e-3
 """A cell of less than this part of the likeliest one's weight is left out."""
-_Z90 = float(norm.ppf(0.95))
 _CHUNK = 20_000
 
 
@@ -202,7 +201,7 @@ class Prior:
                 mean, deviation = prediction.predict(rows[others])
                 errors[count].append(np.abs(values[others] - mean) / deviation)
         # Not below 1: a new chip may be less like those that were measured than they are like each other.
-        return {count: max(float(np.quantile(np.concatenate(each), 0.9)) / _Z90, 1.0) for count, each in errors.items()}
+        return {count: max(float(np.quantile(np.concatenate(each), 0.9)) / Z90, 1.0) for count, each in errors.items()}
 
     def choose(self, function: Function, pool: np.ndarray, count: int) -> np.ndarray:
         """The `count` rows of `pool` to measure, one after the other those that leave the least mean variance over it

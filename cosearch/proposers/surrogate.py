@@ -20,7 +20,7 @@ import numpy as np
 from cosearch import axes
 from cosearch.core import pareto
 from cosearch.core.candidate import AXES, Candidate
-from cosearch.core.metric import Metrics, predicted
+from cosearch.core.metric import Z90, Metrics, predicted
 from cosearch.core.problem import LOSS_LIMIT
 from cosearch.core.trial import Trial
 from cosearch.latency.model import LatencyModel, Prediction
@@ -35,7 +35,6 @@ _REMEMBERED = 1000
 _LIMIT = 1.2
 """What is worse than the front's worst by more than a fifth of its range gains nothing."""
 _LEAST_SPAN = 0.05
-_Z90 = 1.645
 _DESIGN_TRIES = 400
 _NOT_REPEATED = ("propose", "quality")
 """Stages whose seconds say nothing of what another candidate will cost."""
@@ -78,7 +77,7 @@ class SurrogateProposer:
             return {}
         found = {}
         for name, prediction in self._predictions([candidate]).items():
-            low, middle, high = (float(prediction.quantile(z)[0]) for z in (-_Z90, 0.0, _Z90))
+            low, middle, high = (float(prediction.quantile(z)[0]) for z in (-Z90, 0.0, Z90))
             found[name] = predicted(name, middle, (low, high), prediction.model)
         return found
 

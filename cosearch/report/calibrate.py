@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from cosearch.core.errors import Rejected, UserError
+from cosearch.core.metric import Z90
 from cosearch.core.target import Target
 from cosearch.latency.calibration import DRIFT, Calibration, Shot, Subject, choose, path_of, stored, subjects
 from cosearch.latency.tables import Operations
@@ -21,7 +22,6 @@ from cosearch.targets.workplace import Workplace
 
 _CHECKS = 5
 _SECONDS, _LIMIT_S, _PEAKS_S = 0.3, 120.0, 120.0
-_Z90 = 1.645
 _SOFTWARE = ("jax", "jaxlib", "python", "processor", "compiler", "system", "threads")
 
 
@@ -147,7 +147,7 @@ def _table(known: list[Subject], calibration: Calibration) -> Table:
             )
             first, second = (_predicted(subject, one, operations) for one in (None, calibration))
             for place, shot in enumerate(own):
-                inside = abs(np.log(shot.latency_s) - second[0][place]) <= _Z90 * second[1][place]
+                inside = abs(np.log(shot.latency_s) - second[0][place]) <= Z90 * second[1][place]
                 last = (_us(np.exp(second[0][place])), "yes" if inside else "no") if after else ("(shot)", "")
                 table.add_row(_told(shot.kind, shot.columns), _us(shot.latency_s), _us(np.exp(first[0][place])), *last)
         table.add_section()

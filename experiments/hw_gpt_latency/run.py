@@ -17,14 +17,14 @@ import pandas
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from scipy.stats import kendalltau, norm
+from scipy.stats import kendalltau
 
 from cosearch.core.errors import UserError
+from cosearch.core.metric import Z90
 from cosearch.latency.transfer import Function, Linear, Prior, principal
 
 POOL = 500
 """Architectures that shots are chosen from; all that were not measured are predicted."""
-Z90 = float(norm.ppf(0.95))
 LATENCY = re.compile(r"lat_(.+)_med_ms")
 CLIP = 0.5
 """Of a logarithm: what a measurement differs by more from the sum over its layers tells nothing of others."""

@@ -3,6 +3,7 @@ generate here; `scripts/test_chips` installs what that takes."""
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,11 @@ def test_a_search_ends_with_predictions_and_artifacts_that_generate_here(
     resumed = shutil.copytree(folder, tmp_path / "resumed")
     code, out, err = tiny.command("resume", f"run={resumed}", timeout_s=600)
     assert code == 0, err
+    with sqlite3.connect(resumed / "trials.db") as archive:
+        archive.execute("UPDATE trials SET trial = replace(trial, 'roofline 2', 'roofline 1')")
+    archive.close()
+    code, out, err = tiny.command("resume", f"run={resumed}", timeout_s=600)
+    assert code == 2 and f"run={resumed}: its latency_s was predicted by: roofline 1" in err
     config = resumed / "config.yaml"
     config.write_text(config.read_text().replace("attached: false", "attached: true"))
     code, out, err = tiny.command("resume", f"run={resumed}", timeout_s=600)
