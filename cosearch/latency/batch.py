@@ -32,6 +32,7 @@ from cosearch.latency.operations import (
     STATE_BYTES,
     Role,
     attention_by,
+    cache_layers,
     cached_bytes,
     product_by,
     read_fraction,
@@ -57,7 +58,8 @@ _NOT_CONTEXT = {*_PRODUCT, *_CACHE, *_HOW}
 @dataclass(frozen=True)
 class Entry:
     """One kind of operation by its sizes: `role` as in `operations.py`, [rows, columns] of a matrix, or what attention
-    there is. `group` tells matrices apart that a rule of precision may store differently."""
+    there is. `group` tells apart what precision may store differently: matrices by the rules that may match them,
+    attention by the layer that has its cache."""
 
     role: Role
     rows: int = 0
@@ -171,8 +173,7 @@ class Operations:
         self._context = Table(self.encoding, context, self._words(context))
         self._steps = np.zeros(0)
         self.entries, self.storages = Interned(), Interned()
-        self._storages_none = self.storages(Storage("dot"))
-        self._groups: dict[Any, tuple[int, str]] = {}
+        self._groups: dict[Any, int] = {}
         self._paths: list[str] = []
         self._patterns = sorted({rule.rpartition("=")[0] for rules in known["precision.rules"] for rule in rules})  # pyright: ignore[reportGeneralTypeIssues]
         formats = {str(value) for value in known["precision.weights"]}
@@ -192,7 +193,8 @@ class Operations:
         self._known_blocks: dict[Any, list[tuple[int, _Counted]]] = {}
         self._stacked: dict[str, tuple[int, Any]] = {}
         self._storage_of: dict[str, np.ndarray] = {}
-        self._runs = np.zeros((0, 0), np.int8)
+        self._runs = np.zeros((0, 0), np.int32)
+        self._group(EMBEDDING)  # which every candidate has
 
     @property
     def contexts(self) -> list[tuple[str, ...]]:
@@ -262,7 +264,8 @@ class Operations:
         self, shape: DecoderShape, which: str, block: AttentionShape | FeedForwardShape, index: int
     ) -> "list[tuple[int, _Counted]]":
         """What one block of a layer runs; made once for all that are alike."""
-        key = (which, shape.width, shape.compression, block, index if self._by_layer else 0)
+        where = (index, cache_layers(shape)[index]) if self._by_layer else (0, 0)
+        key = (which, shape.width, shape.compression, block, *where)
         if key in self._known_blocks:
             return self._known_blocks[key]
         found = [
@@ -273,7 +276,7 @@ class Operations:
             used, read = (read_fraction(shape, path, tokens) for tokens in (1, self._point.tokens))
             found.append(self._matrix(shape, path, sizes, used, read))
         if which == "attention":
-            found.append(self._cached(cast(AttentionShape, block), index))
+            found.append(self._cached(cast(AttentionShape, block), where[1]))
         self._known_blocks[key] = found
         return found
 
@@ -290,14 +293,14 @@ class Operations:
         size = (count, tokens * count * stored_rows * columns, 0.0, tokens * count * columns)
         return self.entries(entry), self._counted(size, [read * one for one in bytes_], bytes_)
 
-    def _cached(self, attention: AttentionShape, index: int) -> "tuple[int, _Counted]":
-        """Attention to cached tokens, or the update of a state."""
+    def _cached(self, attention: AttentionShape, layer: int) -> "tuple[int, _Counted]":
+        """Attention to cached tokens, which `layer` has, or the update of a state."""
         point = self._point
         reads, tensors = (each(point.batch, point.context) for each in (attention.reads, attention.cache))
         states = sum(math.prod(state) for state in attention.states(point.batch, point.context).values())
         rows, columns = (sum(math.prod(one[2:]) for one in each.values()) for each in (reads, tensors))
         role: Role = "attention" if reads else "state"
-        entry = Entry(role, rows, columns, index if self._by_layer else 0, None, attention)
+        entry = Entry(role, rows, columns, layer, None, attention)
         multiplied = point.batch * attention.multiplications(point.tokens // point.batch, point.context)
         capacity = sum(math.prod(tensor) for tensor in tensors.values())
         read, stored = (
@@ -315,9 +318,9 @@ class Operations:
         key = (tuple(fnmatchcase(path, pattern) for pattern in self._patterns), path.endswith(DECIDES))
         key = (*key, path.endswith(ABSORBED), path == EMBEDDING)
         if key not in self._groups:
-            self._groups[key] = (len(self._groups), path)
+            self._groups[key] = len(self._paths)
             self._paths.append(path)
-        return self._groups[key][0]
+        return self._groups[key]
 
     def _stack(self, name: str, table: Table) -> dict[str, np.ndarray]:
         """A table's rows as arrays of equal length; made anew where there are more of them."""
@@ -355,13 +358,13 @@ class Operations:
         plain = self._lookup(self._plain, self._plain_storage, 1)[0, plain_number, 0]
         storage = np.broadcast_to(plain[:, None], entry.shape)
         column = np.zeros(entry.shape, np.int64)
-        group = self._entry_group[entry]
-        for there, number, table, make in (
-            (self._has_matrix[entry], product, self._product, self._product_storage),
-            (self._is_cache[entry], cache, self._cache, self._cache_storage),
+        for own, number, table, make in (
+            (self._has_matrix, product, self._product, self._product_storage),
+            (self._is_cache, cache, self._cache, self._cache_storage),
         ):
-            of = self._lookup(table, make, int(self._entry_group.max()) + 1)
-            chosen = of[group, np.broadcast_to(number[:, None], entry.shape)]
+            group = np.where(own, self._entry_group, 0)
+            of = self._lookup(table, make, int(group.max()) + 1)
+            there, chosen = own[entry], of[group[entry], number[:, None]]
             storage = np.where(there, chosen[..., 0], storage)
             column = np.where(there, chosen[..., 1], column)
         return self._run_by(entry, storage), column
@@ -382,8 +385,6 @@ class Operations:
         return after
 
     def _product_storage(self, group: int, candidate: Candidate) -> tuple[int, int]:
-        if group >= len(self._paths):
-            return self._storages_none, 0
         path = self._paths[group]
         precision, schedule = Precision.of(candidate.precision), Schedule.of(candidate.schedule)
         storage = scheduled_as(_PLAIN, precision, schedule, path)

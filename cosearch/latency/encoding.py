@@ -91,11 +91,12 @@ def _features_of(values: Sequence[Value]) -> np.ndarray:
 
 
 class Table:
-    """A row for each distinct choice in some columns, made from the first candidate that has it."""
+    """A row for each distinct choice in some columns, made from the first candidate that has it and of which `make`
+    makes more than None: what else a candidate chooses may forbid that."""
 
     def __init__(self, encoding: Encoding, names: Sequence[str], make: Callable[[Candidate], Any]) -> None:
         self._encoding, self._columns, self._make = encoding, encoding.columns(names), make
-        self._known: dict[bytes, int] = {}
+        self._known: dict[bytes | None, int] = {}
         self.made: list[Any] = []
 
     def find(self, rows: np.ndarray) -> np.ndarray:
@@ -114,8 +115,13 @@ class Table:
             key = own[at].tobytes()
             number = self._known.get(key)
             if number is None:
-                number = self._known[key] = len(self.made)
-                self.made.append(self._make(self._encoding.candidate(rows[at])))
+                made = self._make(self._encoding.candidate(rows[at]))
+                if made is None:
+                    others = map(self._encoding.candidate, rows[inverse == index])
+                    made = next((one for other in others if (one := self._make(other)) is not None), None)
+                number = self._known.setdefault(None if made is None else key, len(self.made))
+                if number == len(self.made):
+                    self.made.append(made)
             numbers[index] = number
         return numbers[inverse]
 

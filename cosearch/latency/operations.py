@@ -1,5 +1,5 @@
-"""What a candidate runs in one run of an operating point, from its choices alone: the operations, with the
-implementation that really runs each. Nothing is compiled.
+"""What a candidate runs in one run of an operating point, from its choices alone: the operations, and which
+implementation really runs each. Nothing is compiled.
 
 A new kind of block says what it runs where it is built (`linears`, `cache`, `multiplications`), and is here by that; an
 operation that no block tells of is to be added to `operations`.
@@ -15,7 +15,7 @@ from cosearch import axes
 from cosearch.architecture.attention import AttentionShape
 from cosearch.architecture.attention.softmax import SoftmaxShape
 from cosearch.architecture.cache import KVCache
-from cosearch.architecture.decoder import cached_as, runs_as_one, scheduled_as
+from cosearch.architecture.decoder import cached_as, scheduled_as
 from cosearch.architecture.shape import ABSORBED, DECIDES, EMBEDDING, DecoderShape
 from cosearch.core.candidate import Candidate
 from cosearch.core.workload import OperatingPoint, Phase
@@ -33,61 +33,62 @@ call of the program itself, which is none of a run's operations but is known of 
 
 @dataclass(frozen=True)
 class Operation:
-    """`count` runs of one operation: what it is for, which implementation runs it, the bytes that all its runs read and
-    their floating-point operations.
+    """`count` runs of one operation: the bytes that are stored for it, those that all its runs read, and their
+    floating-point operations. `product` or `attention` are the sizes, formats and layouts, in the words that kernels
+    are asked in; what updates a state has neither."""
 
-    `by` is a lowering of XLA or a kernel; `alone` says that it is part of a call that runs its whole layer. `product`
-    and `attention` are the sizes, formats and layouts, in the words that kernels are asked in.
-    """
-
-    role: Role
-    by: str
     count: float
+    stored_bytes: float
     read_bytes: float
     flops: float
-    alone: bool = False
     product: Product | None = None
     attention: CachedAttention | None = None
 
 
 def operations(candidate: Candidate, point: OperatingPoint) -> list[Operation]:
-    """What one run of an operating point runs."""
+    """The products and attentions of one run of an operating point."""
     shape, precision = axes.served_shape(candidate), Precision.of(candidate.precision)
-    return list(_operations(shape, precision, Schedule.of(candidate.schedule), point))
+    return list(operations_of(shape, precision, Schedule.of(candidate.schedule), point))
 
 
-def _operations(
+def operations_of(
     shape: DecoderShape, precision: Precision, schedule: Schedule, point: OperatingPoint
 ) -> Iterator[Operation]:
-    dtype, method = precision.activations, "prefill" if point.phase == "prefill" else "decode_step"
-    alone = runs_as_one(shape, precision, schedule, method)
+    """The products and attentions of a decoder."""
+    dtype, caches = precision.activations, cache_layers(shape)
     for path, sizes in shape.linears().items():
         storage = scheduled_as(shape, precision, schedule, path)
         *stack, rows, columns = sizes
         product = storage.product(point.tokens, (rows, columns), dtype)
         used = math.prod(stack) * read_fraction(shape, path, 1)  # by each token
-        read = math.prod(stack) * read_fraction(shape, path, point.tokens)
-        stored = storage.bits((rows, columns)) / 8
+        stored = storage.bits(sizes) / 8
+        read = stored * read_fraction(shape, path, point.tokens)
         flops = 2.0 * point.tokens * used * storage.stored_rows(rows) * columns
-        together = path != EMBEDDING and alone[int(path.split(".")[1])]
-        role = role_of(path, sizes)
-        yield Operation(role, product_by(role, schedule, product), used, read * stored, flops, together, product)
+        yield Operation(used, stored, read, flops, product)
     for index, layer in enumerate(shape.layers):
-        blocks = sum(1 for _ in layer.blocks())
-        yield Operation("block", "cpp" if alone[index] else "dot", blocks, 0.0, 0.0, alone[index])
         attention = layer.attention
         if attention is None:
             continue
-        cache, over = cached_as(precision, schedule, index), None
-        reads = attention.reads(point.batch, point.context)
+        cache, over = cached_as(precision, schedule, caches[index]), None
+        tensors, reads = (each(point.batch, point.context) for each in (attention.cache, attention.reads))
+        stored, read = (
+            sum(cached_bytes(cache.format, dtype, one) for one in each.values()) for each in (tensors, reads)
+        )
+        states = attention.states(point.batch, point.context).values()
+        state_bytes = STATE_BYTES * sum(math.prod(state) for state in states)
         flops = 2.0 * point.batch * attention.multiplications(point.tokens // point.batch, point.context)
-        read = sum(cached_bytes(cache.format, dtype, tensor) for tensor in reads.values())
-        states = sum(math.prod(state) for state in attention.states(point.batch, point.context).values())
         if isinstance(attention, SoftmaxShape):
             over = attention.over(cache, point.batch, reads["key"][1])
-        by = "cpp" if alone[index] else attention_by(attention, over, schedule, point.phase)
-        role: Role = "attention" if reads else "state"
-        yield Operation(role, by, 1, read + STATE_BYTES * states, flops, alone[index], None, over)
+        yield Operation(1, stored + state_bytes, read + state_bytes, flops, None, over)
+
+
+def cache_layers(shape: DecoderShape) -> list[int]:
+    """For each layer, the one whose cache it attends to: its own, or where it has none the nearest below that has."""
+    found: list[int] = []
+    for index, layer in enumerate(shape.layers):
+        has = layer.attention is not None and layer.attention.cache(1, 1)
+        found.append(index if has or not found else found[-1])
+    return found
 
 
 def product_by(role: Role, schedule: Schedule, product: Product) -> str:

@@ -20,7 +20,7 @@ from safetensors.numpy import save as serialize
 from cosearch.core.errors import UserError
 from cosearch.core.files import as_json, write_files
 from cosearch.latency import SHIPPED, tables
-from cosearch.latency.error_card import leave_out
+from cosearch.latency.error_card import leave_out, refuse_few
 from cosearch.latency.table_model import VERSION, Network, OperationModel, Training
 from cosearch.latency.transfer import Prior
 from cosearch.paths import cache_dir
@@ -69,6 +69,8 @@ def train(folders: Sequence[Path], progress: Callable[[str, float], None]) -> Pr
                 f"path={','.join(map(str, folders))}: the tables of {kind} are of one generation of GPUs, "
                 f"{', '.join(sorted(set(families.values())))}; how chips differ is learnt from at least two"
             )
+        for one in measured:
+            refuse_few(one, SHOTS)
         training = Training(measured, families, [count for count in SHOTS if count])
         scores = []
         for place, one in enumerate(measured):

@@ -7,7 +7,7 @@ Apache-2.0). To add a kind of operation, register its columns and how they are d
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ _GENERATIONS = {
     12.0: _Generation("RTX Blackwell", 1024, 2.43e9, 128 * _MIB / 188),
 }
 """NVIDIA's whitepapers of A100, GA102, Ada, H100, Blackwell and RTX Blackwell: what a specification sheet does not tell
-follows from the compute capability that it does."""
+follows from the compute capability that it does. Of newer ones the nearest is taken."""
+_NO_CAPABILITY = replace(_GENERATIONS[8.9], name="of no compute capability")
+"""Other makers' chips have none: multiprocessors of a middling size are assumed."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,17 @@ class GPUChip:
     def of_specification(
         cls, name: str, bandwidth_bytes_per_s: float, flops_per_s: Mapping[str, float], capability: float
     ) -> "GPUChip":
-        """A chip of which a specification sheet tells bandwidth, peaks and compute capability (9.0)."""
-        nearest = min(_GENERATIONS, key=lambda known: abs(known - capability)) if np.isfinite(capability) else 8.9
-        one = _GENERATIONS[nearest]
+        """A chip of which a specification sheet tells bandwidth, peaks and compute capability (9.0; NaN where it has
+        none).
+
+        Raises:
+            UserError: its generation is older than all that are known.
+        """
+        one = _NO_CAPABILITY
+        if np.isfinite(capability):
+            if capability < min(_GENERATIONS):
+                raise UserError(f"{name}: compute capability {capability:g}; known are {min(_GENERATIONS)} and later")
+            one = _GENERATIONS[min(_GENERATIONS, key=lambda known: abs(known - capability))]
         count = flops_per_s["bfloat16"] / one.flops_per_cycle / one.clock_hz
         return cls(name, bandwidth_bytes_per_s, flops_per_s, count, one.clock_hz, count * one.l2_bytes, one.name)
 
@@ -105,8 +115,11 @@ class Description:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of operation: how its table is read to columns, and how those are described."""
+    """A kind of operation: which columns of its table are read, names of dtypes and `numbers`, to which `columns`, and
+    how those are described."""
 
+    dtypes: tuple[str, ...]
+    numbers: tuple[str, ...]
     columns: tuple[str, ...]
     select: Callable[[Any], Any]
     """The rows of a table (pandas) that are of this kind, with a column for each of `columns`."""
@@ -284,10 +297,12 @@ def _describe_generation(columns: Mapping[str, np.ndarray], chip: GPUChip) -> De
     )
 
 
+_CACHED = ("attn_dtype", "kv_cache_dtype")
+_SIZES = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim")
 KINDS: Mapping[str, Kind] = {
-    "gemm": Kind(("dtype", "m", "n", "k"), _select_gemm, _describe_gemm),
-    "attn_context": Kind(_ATTENTION, _select_attention, _describe_context),
-    "attn_generation": Kind(_ATTENTION, _select_attention, _describe_generation),
+    "gemm": Kind(("gemm_dtype",), ("m", "n", "k"), ("dtype", "m", "n", "k"), _select_gemm, _describe_gemm),
+    "attn_context": Kind(_CACHED, _SIZES, _ATTENTION, _select_attention, _describe_context),
+    "attn_generation": Kind(_CACHED, _SIZES, _ATTENTION, _select_attention, _describe_generation),
 }
 
 
@@ -296,28 +311,58 @@ def describe(operations: Operations, chip: GPUChip) -> Description:
     return KINDS[operations.kind].describe(operations.columns, chip)
 
 
-def read_chips(folder: Path) -> dict[str, GPUChip]:
-    """The systems that a folder's `systems.csv` specifies.
+_BANDWIDTH, _WIDE, _NARROW, _CAPABILITY = _SPECIFIED = (
+    "gpu.mem_bw",
+    "gpu.bfloat16_tc_flops",
+    "gpu.fp8_tc_flops",
+    "gpu.sm_version",
+)
+"""The columns of `systems.csv`: bytes and operations a second, and ten times the compute capability; the last two may
+be empty."""
 
-    Raises:
-        UserError: there is none, or it lacks a column.
-    """
+
+def _sheet(path: Path) -> Any:
+    """The specification of each system, by its name."""
     import pandas
 
-    path = folder / SYSTEMS
     if not path.is_file():
         raise UserError(f"{path}: is missing; it specifies the systems that the tables were measured on")
-    sheet = pandas.read_csv(path)
-    wanted = ("system", "gpu.mem_bw", "gpu.bfloat16_tc_flops", "gpu.fp8_tc_flops", "gpu.sm_version")
-    for column in wanted:
-        if column not in sheet:
-            raise UserError(f"{path}: the column {column!r} is missing. There are: {', '.join(map(str, sheet))}")
-    chips = {}
-    for name, bandwidth, wide, narrow, version in sheet[list(wanted)].itertuples(index=False):
-        if np.isfinite(bandwidth) and np.isfinite(wide):
-            peaks = {"bfloat16": float(wide)} | ({"fp8": float(narrow)} if np.isfinite(narrow) else {})
-            chips[str(name)] = GPUChip.of_specification(str(name), float(bandwidth), peaks, float(version) / 10)
-    return chips
+    try:
+        sheet = pandas.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is no table in CSV: {error}") from None
+    sheet = _checked(sheet, path, ("system",), _SPECIFIED)
+    return sheet.assign(system=sheet.system.astype(str)).drop_duplicates("system").set_index("system")
+
+
+def _chip(sheet: Any, path: Path, system: str) -> GPUChip:
+    """A system that a sheet specifies."""
+    if system not in sheet.index:
+        raise UserError(f"{path}: the system {system!r} is missing. There are: {', '.join(sheet.index)}")
+    specified = {column: float(sheet[column][system]) for column in _SPECIFIED}
+    for column in (_BANDWIDTH, _WIDE):
+        if not specified[column] > 0:
+            raise UserError(f"{path}: {column} of {system!r} is {specified[column]:g}; allowed are positive numbers")
+    peaks = {"bfloat16": specified[_WIDE]} | ({"fp8": specified[_NARROW]} if specified[_NARROW] > 0 else {})
+    try:
+        return GPUChip.of_specification(system, specified[_BANDWIDTH], peaks, specified[_CAPABILITY] / 10)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _checked(table: Any, path: Path, names: Sequence[str], numbers: Sequence[str]) -> Any:
+    """A table that has these columns, and numbers in those of `numbers`."""
+    import pandas
+
+    for column in (*names, *numbers):
+        if column not in table:
+            raise UserError(f"{path}: the column {column!r} is missing. There are: {', '.join(map(str, table))}")
+    read: dict[str, Any] = {column: pandas.to_numeric(table[column], errors="coerce") for column in numbers}
+    for column, values in read.items():
+        wrong = table[column][values.isna() & table[column].notna()]
+        if len(wrong):
+            raise UserError(f"{path}: the column {column!r} has {wrong.iloc[0]!r}; allowed are numbers")
+    return table.assign(**read)
 
 
 def read(folders: Sequence[Path], kind: str) -> list[Measured]:
@@ -326,7 +371,7 @@ def read(folders: Sequence[Path], kind: str) -> list[Measured]:
     Rows that were measured while the power was measured too are left out, for that changes latencies.
 
     Raises:
-        UserError: there is no such kind, folder, table or column, or a system is not specified.
+        UserError: there is no such kind, folder, table, column or row, or a system is not specified.
     """
     import pandas
 
@@ -337,37 +382,38 @@ def read(folders: Sequence[Path], kind: str) -> list[Measured]:
         paths = sorted(folder.glob(f"{kind}_*.parquet"))
         if not paths:
             raise UserError(f"{folder}: has no table {kind}_<framework>.parquet")
-        chips = read_chips(folder)
+        sheet = _sheet(folder / SYSTEMS)
         for path in paths:
             try:
                 whole = pandas.read_parquet(path)
             except (OSError, ValueError) as error:
                 raise UserError(f"{path}: is no table in Parquet: {error}") from None
-            try:
-                table = KINDS[kind].select(whole)
-                if "power_W" in table:
-                    table = table[table.power_W.isna()]
-                groups = list(table.groupby("system", observed=True))
-            except (KeyError, AttributeError) as error:
-                raise UserError(f"{path}: a column is missing: {error}") from None
-            for system, rows in groups:
-                if system not in chips:
-                    raise UserError(f"{path}: the system {system!r} is not in {folder / SYSTEMS}")
-                one = _newest(chips[str(system)], kind, rows)
-                other = found.get(str(system))
-                if other is None or _order(other.version) < _order(one.version):
-                    found[str(system)] = one
+            own = KINDS[kind]
+            whole = _checked(whole, path, ("system", "version", *own.dtypes), ("latency_ms", *own.numbers))
+            table = own.select(whole)
+            if "power_W" in table:
+                table = table[table.power_W.isna()]
+            for system, rows in table.groupby("system", observed=True):
+                name = str(system)
+                one = _newest(_chip(sheet, folder / SYSTEMS, name), kind, rows)
+                if len(one.latency_s) and (name not in found or _order(found[name].version) < _order(one.version)):
+                    found[name] = one
+    if not found:
+        raise UserError(
+            f"{', '.join(map(str, folders))}: the tables of {kind} have no row that could be learnt from: in bfloat16 "
+            "or fp8 on a system that has it, with full windows, and measured without the power"
+        )
     return [found[name] for name in sorted(found)]
 
 
 def _newest(chip: GPUChip, kind: str, rows: Any) -> Measured:
     version = max(rows.version.astype(str).unique(), key=_order)
-    rows = rows[rows.version.astype(str) == version]
+    rows = rows[rows.version.astype(str) == version].dropna(subset=["latency_ms", *KINDS[kind].columns])
     columns = {name: rows[name].to_numpy() for name in KINDS[kind].columns}
     latency_s = rows.latency_ms.to_numpy().astype(float) / 1e3
     good = np.isfinite(latency_s) & (latency_s > 0)
-    if "dtype" in columns:
-        good &= np.isin(columns["dtype"].astype(str), tuple(chip.flops_per_s))
+    for name, values in columns.items():
+        good &= np.isin(values.astype(str), tuple(chip.flops_per_s)) if name == "dtype" else values > 0
     return Measured(chip, version, Operations(kind, columns)[good], latency_s[good])
 
 

@@ -7,7 +7,7 @@ import argparse
 import json
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,15 @@ from rich.table import Table
 from scipy.stats import kendalltau
 
 from cosearch.core.errors import UserError
-from cosearch.core.metric import Z90
+from cosearch.latency.error_card import scores
 from cosearch.latency.transfer import Function, Linear, Prior, principal
 
 POOL = 500
 """Architectures that shots are chosen from; all that were not measured are predicted."""
 LATENCY = re.compile(r"lat_(.+)_med_ms")
+LAYERED, COLUMNS = ("n_head", "mlp_ratio"), ("n_head", "mlp_ratio", "embed_dim", "bias")
+LEAST_DEVICES = 3
+"""Of a kind: one is predicted, and of what is left one after the other, to learn how devices differ."""
 CLIP = 0.5
 """Of a logarithm: what a measurement differs by more from the sum over its layers tells nothing of others."""
 
@@ -44,7 +47,7 @@ class Architectures:
 
 def architectures(table: pandas.DataFrame) -> Architectures:
     """What is to be known of the models of a table."""
-    heads, ratios = ([tuple(map(float, text.split("-"))) for text in table[name]] for name in ("n_head", "mlp_ratio"))
+    heads, ratios = ([tuple(map(float, text.split("-"))) for text in table[name]] for name in LAYERED)
     sorts = sorted({one for pair in zip(heads, ratios, strict=True) for one in zip(*pair, strict=True)})
     index = {one: position for position, one in enumerate(sorts)}
     layers = np.zeros((len(table), len(sorts)))
@@ -126,21 +129,50 @@ def learn(sums: np.ndarray, rests: np.ndarray, models: Architectures, shots: Seq
     return Prior.fit(measured, shots)
 
 
+def read(path: Path) -> tuple[Architectures, dict[str, np.ndarray], dict[str, str]]:
+    """The models of a table, the latencies of each device, and which kind of device each is.
+
+    Raises:
+        UserError: it is no such table, or of too few devices of a kind.
+    """
+    where = f"--table {path}"
+    try:
+        table = pandas.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from None
+    for column in COLUMNS:
+        if column not in table:
+            raise UserError(f"{where}: the column {column!r} is missing. There are: {', '.join(map(str, table))}")
+    try:
+        models = architectures(table)
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"{where}: {' and '.join(LAYERED)} have a number for each layer ('4-8-4'), the others one number: {error}"
+        ) from None
+    latency = {}
+    for column in map(str, table):
+        if found := LATENCY.fullmatch(column):
+            latency[found[1]] = pandas.to_numeric(table[column], errors="coerce").to_numpy(float)
+            if not (latency[found[1]] > 0).all():
+                raise UserError(f"{where}: the column {column!r} has what is no latency; allowed are positive numbers")
+    kinds = {name: "cpu" if "cpu" in name else "gpu" for name in latency}
+    counts = Counter(kinds.values())
+    if not counts or min(counts.values()) < LEAST_DEVICES:
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "none"
+        raise UserError(
+            f"{where}: has columns lat_<device>_med_ms of these devices: {told}. Of a kind, cpu by its name or else "
+            f"gpu, at least {LEAST_DEVICES} are needed"
+        )
+    return models, latency, kinds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", required=True, type=Path)
     parser.add_argument("--shots", type=int, nargs="+", default=[3, 10, 50])
     parser.add_argument("--seeds", type=int, default=6)
     arguments = parser.parse_args()
-    try:
-        table = pandas.read_parquet(arguments.table)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--table {arguments.table}: {error}") from None
-    latency = {found[1]: table[name].to_numpy(float) for name in table if (found := LATENCY.fullmatch(str(name)))}
-    if len(latency) < 3:
-        raise UserError(f"--table {arguments.table}: has latencies lat_<device>_med_ms of fewer than three devices")
-    kinds = {name: "cpu" if "cpu" in name else "gpu" for name in latency}
-    models = architectures(table)
+    models, latency, kinds = read(arguments.table)
     sums = {name: summed(values, models) for name, values in latency.items()}
     rests = {name: np.log(latency[name]) - sums[name] for name in latency}
     console, results = Console(stderr=True), []
@@ -148,25 +180,18 @@ def main() -> None:
         same = [name for name in latency if name != device and kinds[name] == kinds[device]]
         own, left = np.stack([sums[name] for name in same]), np.stack([rests[name] for name in same])
         prior, function = learn(own, left, models, arguments.shots), function_of(own, left, models)
-        logarithms, scores = np.log(latency[device]), defaultdict(list)
+        logarithms, found = np.log(latency[device]), defaultdict(list)
         for seed in range(arguments.seeds):
-            pool = np.random.default_rng(seed).permutation(len(table))[:POOL]
+            pool = np.random.default_rng(seed).permutation(len(logarithms))[:POOL]
             chosen = prior.choose(function, pool, max(arguments.shots))
             for count in arguments.shots:
                 taken = chosen[:count]
-                rest = np.setdiff1d(np.arange(len(table)), taken)
+                rest = np.setdiff1d(np.arange(len(logarithms)), taken)
                 mean, deviation = prior.adapt(function, taken, logarithms[taken]).predict(rest)
                 truth, group = logarithms[rest], models.group[rest]
                 within = [kendalltau(mean[group == one], truth[group == one]).statistic for one in np.unique(group)]
-                scores[count].append(
-                    {
-                        "mape": np.abs(np.expm1(mean - truth)).mean(),
-                        "tau": kendalltau(mean, truth).statistic,
-                        "tau_within": np.mean(within),
-                        "coverage": (np.abs(mean - truth) <= Z90 * deviation).mean(),
-                    }
-                )
-        for count, each in scores.items():
+                found[count].append(scores(mean, deviation, truth) | {"tau_within": np.mean(within)})
+        for count, each in found.items():
             means = {key: round(float(np.mean([one[key] for one in each])), 4) for key in each[0]}
             results.append({"device": device, "kind": kinds[device], "shots": count, **means})
     figures = ("mape", "tau", "tau_within", "coverage")

@@ -7,6 +7,7 @@ usage: python experiments/latency_transfer/run.py --tables DIR[,DIR…] --op gem
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +17,30 @@ from rich.table import Table
 from cosearch.core.errors import UserError
 from cosearch.core.registry import did_you_mean
 from cosearch.latency import tables
-from cosearch.latency.error_card import leave_out
+from cosearch.latency.error_card import leave_out, refuse_few
 from cosearch.latency.table_model import Training
 
 
-def families_of(systems: list[str], groups: str) -> dict[str, str]:
-    """The family of each system: its group's first name, or its own."""
+def families_of(systems: Sequence[str], groups: str) -> dict[str, str]:
+    """The family of each system: its group's first name, or its own. Groups may name what is in no table."""
     families = {name: name for name in systems}
-    for group in filter(None, groups.split(";")):
-        names = [name.strip() for name in group.split(",")]
-        families |= dict.fromkeys(names, names[0])
+    for group in groups.split(";"):
+        names = [name.strip() for name in group.split(",") if name.strip()]
+        families |= {name: names[0] for name in names if name in systems}
     return families
+
+
+def told(families: Mapping[str, str], groups: str) -> str:
+    """Which systems are left out together, and which names of `groups` leave nothing out: one may be misspelt."""
+    together: dict[str, list[str]] = {}
+    for name, family in families.items():
+        together.setdefault(family, []).append(name)
+    named = {name.strip() for name in groups.replace(";", ",").split(",")} - {""}
+    unknown = sorted(named - families.keys())
+    lines = ["left out together: " + "; ".join(", ".join(names) for names in together.values())]
+    if unknown:
+        lines.append(f"--families: not in the tables, and of no effect: {', '.join(unknown)}")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -44,11 +58,19 @@ def main() -> None:
     for name in targets:
         if name not in systems:
             raise UserError(f"--targets: {name!r} is not in the tables{did_you_mean(name, tuple(systems))}")
+        refuse_few(systems[name], arguments.shots)
+    families = families_of(list(systems), arguments.families)
+    for name in targets:
+        if set(families.values()) == {families[name]}:
+            raise UserError(
+                f"--targets: of what is in the tables nothing is left to learn from without the family of {name}"
+            )
     console = Console(stderr=True)
+    console.print(told(families, arguments.families), highlight=False, soft_wrap=True)
     with console.status("reading") as status:
         training = Training(
             measured,
-            families_of(list(systems), arguments.families),
+            families,
             [count for count in arguments.shots if count],
             progress=lambda what, part: status.update(f"{name}: {what}"),
         )
