@@ -21,12 +21,12 @@ from cosearch.__main__ import compose
 from cosearch.core import pareto
 from cosearch.core.archive import Archive
 from cosearch.core.candidate import Candidate
-from cosearch.core.errors import Rejected
+from cosearch.core.errors import Rejected, UserError
 from cosearch.core.problem import Problem
+from cosearch.measure.fingerprint import fingerprint
 from cosearch.measure.process import Worker
 from cosearch.paths import cache_dir
 from cosearch.proposers import PROPOSERS, Setting
-from cosearch.quality import corpus
 from cosearch.report.pareto import effort
 from cosearch.settings import Settings
 from cosearch.stages import Compile, Measure, Quality, Static, Verify
@@ -93,6 +93,18 @@ def measure(settings: Settings, count: int) -> None:
                 file.write(json.dumps(found) + "\n")
 
 
+def refuse_others() -> None:
+    """Raises UserError where latencies are there that another processor took."""
+    here = fingerprint()["processor"]
+    for row in rows(LATENCIES):
+        there = row.get("fingerprint", {}).get("processor", here)
+        if there != here:
+            raise UserError(
+                f"{LATENCIES}: has latencies of {there}, and this is {here}. To measure the sample here, move that file "
+                f"and {RESULTS} away"
+            )
+
+
 def problem_here(settings: Settings, worker: Worker) -> Problem:
     """The default problem on the processor at hand."""
     target = TARGETS[settings.target].target(cache_dir(), lambda: worker.call("peaks", {}, settings.limits.measure_s))
@@ -111,26 +123,28 @@ def searched(folder: Path, settings: Settings, problem: Problem) -> Archive:
     return Archive(folder / runs.ARCHIVE, problem, settings.load_space().reference.uid)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sample", type=int, default=400, help="how many random candidates are measured")
-    parser.add_argument("--run", type=Path, help="the folder of a default search; a new one is run if not given")
-    options = parser.parse_args()
+def study(count: int, run: Path | None) -> dict[str, Any]:
+    """The figures, after measuring what is not known of a sample of `count`, and searching where no `run` is given.
+
+    Raises:
+        UserError: latencies are of another processor than this, or `run` is of another problem.
+    """
     config = compose(["experiment=llm_decode"])
     settings = Settings.from_config(config)
-    corpus.load(settings.corpus)
-    measure(settings, options.sample)
-    folder = options.run or runs.start(config).folder
+    refuse_others()
     with Worker() as worker:
         problem = problem_here(settings, worker)
-    done, archive = known(), searched(folder, settings, problem)
-    drawn = sample(settings, problem, options.sample)
+    archive = None if run is None else searched(run, settings, problem)
+    measure(settings, count)
+    if archive is None:
+        archive = searched(runs.start(config).folder, settings, problem)
+    done = known()
+    drawn = sample(settings, problem, count)
     values = [done[one.uid] for one in drawn if done.get(one.uid, {}).keys() >= set(NAMES)]
     reference = done[drawn[0].uid]
-    # Each is relative to the reference as it was measured with it, so that a slower hour makes no difference.
     whole = hypervolume(values, reference, problem)
     front = hypervolume([trial.values for trial in archive.front()], archive.reference, problem)
-    figures = {
+    return {
         "sample": len(values),
         "sample_failed": sum("error" in done.get(one.uid, {}) for one in drawn),
         "sample_hypervolume": whole,
@@ -139,7 +153,17 @@ def main() -> None:
         "trials": len(archive),
         **effort(archive),
     }
-    print(json.dumps(figures))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=int, default=400, help="how many random candidates are measured")
+    parser.add_argument("--run", type=Path, help="the folder of a default search; a new one is run if not given")
+    options = parser.parse_args()
+    try:
+        print(json.dumps(study(options.sample, options.run)))
+    except UserError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
