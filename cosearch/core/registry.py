@@ -8,6 +8,7 @@ of somebody else does the same in a module that its entry point names, in the gr
 import difflib
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar, cast
@@ -25,7 +26,8 @@ class Registry(Generic[T]):
         self.kind = kind
         self._package = package
         self._entries: dict[str, T] = {}
-        self._loaded = False
+        self._loaded = self._loading = False
+        self._lock = threading.RLock()
 
     def register(self, name: str) -> Callable[[E], E]:
         """Register the decorated object by `name`."""
@@ -60,13 +62,16 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         if self._loaded:
             return
-        # Set first, since a module may look a name up while it is imported; a failed import is not the last word.
-        self._loaded = True
-        try:
-            self._import_all()
-        except BaseException:
-            self._loaded = False
-            raise
+        with self._lock:
+            # A module may look a name up while it is imported; other threads wait until all names are there.
+            if self._loaded or self._loading:
+                return
+            self._loading = True
+            try:
+                self._import_all()
+                self._loaded = True
+            finally:
+                self._loading = False
 
     def _import_all(self) -> None:
         package = importlib.import_module(self._package)

@@ -100,7 +100,7 @@ def refuse_others() -> None:
         there = row.get("fingerprint", {}).get("processor", here)
         if there != here:
             raise UserError(
-                f"{LATENCIES}: has latencies of {there}, and this is {here}. To measure the sample here, move that file "
+                f"{LATENCIES}: has latencies of {there}, and this is {here}. To measure here, move that file "
                 f"and {RESULTS} away"
             )
 

@@ -1,4 +1,7 @@
 import sys
+import threading
+import types
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,28 @@ def test_files_of_the_package_register_themselves(colours: Registry[Any]):
     assert "red" in colours
     assert "rde" not in colours
     assert colours["red"]() == "red"
+
+
+def test_threads_wait_until_all_names_are_there(colours: Registry[Any], tmp_path: Path):
+    asked = threading.Event()
+    (tmp_path / "colours_of_a_test" / "amber.py").write_text("import sys\nsys.modules['asked'].wait_until_asked()\n")
+    module = types.ModuleType("asked")
+    with ThreadPoolExecutor(2) as threads:
+
+        def wait_until_asked() -> None:
+            """Runs while names are loaded: has another thread ask for one."""
+            found.append(threads.submit(lambda: (asked.set(), colours["red"]())[1]))
+            asked.wait()
+            threading.Event().wait(0.05)  # it asks as soon as it has said so
+
+        found: list[Any] = []
+        module.wait_until_asked = wait_until_asked  # pyright: ignore[reportAttributeAccessIssue]
+        sys.modules["asked"] = module
+        try:
+            assert threads.submit(colours.__getitem__, "blue").result()() == "blue"
+            assert found[0].result() == "red"
+        finally:
+            del sys.modules["asked"]
 
 
 def test_an_unknown_name_lists_what_is_allowed(colours: Registry[Any]):

@@ -1,5 +1,6 @@
 """What a network says of operations, and the file that it is stored in."""
 
+import os
 import random
 from pathlib import Path
 
@@ -39,11 +40,10 @@ def test_a_network_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     np.testing.assert_array_equal(found.members[0]["embed"], learnt.members[0]["embed"])
     before = path.read_bytes()
 
-    def full(arrays: object, file: Path, metadata: object) -> None:
-        file.write_bytes(b"half")
+    def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(network, "save_file", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         RateNetwork.untrained().save(path)
     assert path.read_bytes() == before
