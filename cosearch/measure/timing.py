@@ -51,8 +51,8 @@ class Canary:
     """A tiny fixed piece of work whose time on a quiet machine is known: where it takes much longer, something else
     runs there."""
 
-    def __init__(self, work: Run) -> None:
-        self._work = work
+    def __init__(self, work: Run, warm_ups: int = 1) -> None:
+        self._work, self._warm_ups = work, warm_ups
         self.quiet_s = float(np.quantile([self._seconds() for _ in range(_CANARY_RUNS)], _QUIET_QUANTILE))
 
     def is_disturbed(self) -> bool:
@@ -60,7 +60,8 @@ class Canary:
         return self._seconds() > _DISTURBED * self.quiet_s
 
     def _seconds(self) -> float:
-        self._work()  # its data and its threads are back after what was timed
+        for _ in range(self._warm_ups):
+            self._work()  # its data and its threads are back after what was timed
         return _seconds(self._work)
 
 

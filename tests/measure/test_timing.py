@@ -178,6 +178,24 @@ def test_what_was_timed_under_load_is_timed_again(clock: Clock):
     assert sum(timed.sides[0]) >= 0.3
 
 
+@pytest.mark.parametrize(("warm_ups", "contended"), [(1, 1.0), (10, 0.0)])
+def test_a_host_that_waited_is_not_under_load(clock: Clock, warm_ups: int, contended: float):
+    """After each run that was waited for, the next 7 starts take three times as long."""
+    slow = [0]
+    settle = clock.taking(lambda: 1e-4 * (3 if slow[0] > 0 else 1))
+
+    def start() -> None:
+        settle()
+        slow[0] -= 1
+
+    def wait() -> None:
+        clock.taking(lambda: 5e-3)()
+        slow[0] = 7
+
+    timed = timing.sample(wait, 0.3, timing.Canary(start, warm_ups))
+    assert timed.contended == contended
+
+
 def test_what_stays_under_load_is_marked(clock: Clock):
     load = Load(clock, 0.09, 100.0)
     timed = timing.sample(load.taking(1e-3), 0.3, load.canary)
