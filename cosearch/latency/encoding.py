@@ -29,6 +29,7 @@ class Encoding:
         self._columns = {axis: [i for i, name in enumerate(self.names) if name.startswith(f"{axis}.")] for axis in AXES}
         self._axis_rows: dict[tuple[str, Any], list[int]] = {}
         self._features = [_features_of(values) for values in self.values.values()]
+        self._words = [_words_of(name, values) for name, values in self.values.items()]
 
     def columns(self, names: Sequence[str]) -> list[int]:
         """Where the knobs of these names are."""
@@ -56,8 +57,26 @@ class Encoding:
     def features(self, rows: np.ndarray, axes: Sequence[str] = AXES) -> np.ndarray:
         """[n, features]: what is chosen along some axes, in numbers; nothing of knobs that leave no choice."""
         columns = sorted(column for axis in axes for column in self._columns[axis])
-        each = [self._features[column][rows[:, column]] for column in columns]
+        each = [self._features[column][rows[:, column]] for column in columns if self._is_free(column)]
         return np.concatenate([np.zeros((len(rows), 0)), *each], axis=1)
+
+    @property
+    def words(self) -> list[str]:
+        """What each of `features` tells: "knob" of numbers, "knob=value" of names."""
+        return [word for column, words in enumerate(self._words) if self._is_free(column) for word in words]
+
+    @property
+    def always(self) -> dict[str, float]:
+        """What they would tell of the knobs that leave no choice."""
+        fixed = [column for column in range(len(self.names)) if not self._is_free(column)]
+        return {
+            word: float(told)
+            for column in fixed
+            for word, told in zip(self._words[column], self._features[column][0], strict=True)
+        }
+
+    def _is_free(self, column: int) -> bool:
+        return len(self.values[self.names[column]]) > 1
 
     def candidate(self, row: np.ndarray) -> Candidate:
         """The candidate of a row."""
@@ -82,12 +101,18 @@ class Encoding:
 
 def _features_of(values: Sequence[Value]) -> np.ndarray:
     """[values + 1, features] of a knob, the last for where it is not active: numbers, which may be 0, as the logarithm
-    of 1 more; names as one feature each; none where there is no choice."""
-    if len(values) < 2:
-        return np.zeros((len(values) + 1, 0))
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    of 1 more; names as one feature each."""
+    if _are_numbers(values):
         return np.append(np.log1p(np.array(values, float)), 0.0)[:, None]
     return np.vstack([np.eye(len(values)), np.zeros(len(values))])
+
+
+def _words_of(name: str, values: Sequence[Value]) -> list[str]:
+    return [name] if _are_numbers(values) else [f"{name}={value}" for value in values]
+
+
+def _are_numbers(values: Sequence[Value]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 class Table:

@@ -1,8 +1,8 @@
 """The learned latency model: what the shared network expects of a candidate's operations, summed, and a Gaussian
 process over the logarithm of how far a candidate is from that.
 
-It starts from what the network learnt on other machines of this kind, or from the roofline, and is fitted anew as the
-archive grows. Memory is predicted the same way, over the bytes that weights and cache are known to take.
+It starts from what the network learnt on this processor, or on another one, or from the roofline: from what predicts
+best what is measured here. It is fitted anew as the archive grows. Memory is predicted the same way, over the bytes that weights and cache are known to take.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from cosearch.latency.batch import Operations
 from cosearch.latency.encoding import Encoding
 from cosearch.latency.network import RateNetwork, Seconds
 
-VERSION = 2
+VERSION = 3
 """Of what the model makes of its data; figures of another are not of the same model."""
 
 _UNTRAINED_DEVIATION = 1.0
@@ -29,8 +29,7 @@ _UNTRAINED_DEVIATION = 1.0
 _LEAST_EXAMPLES = 4
 _AFTER_ROOFLINE, _AFTER_NETWORK = (0.1, 2.0), (0.6, 4.0)
 """Which part of what is left is likely noise, and the likely log length scales of the rest: what a trained network
-leaves has little to do with single choices. (Fitted to 60 candidates, 60 others were so predicted to 28.5 % and not to
-30.0 %.)"""
+leaves has little to do with single choices."""
 _CHUNK = 8192
 """Candidates that are described at a time: as many as stay in the caches."""
 _THREADS = 2
@@ -67,8 +66,12 @@ class LatencyModel:
             self.metrics = (*self.metrics, "energy_j")
         network = network or RateNetwork.load(problem.target.platform)
         self._operations = [Operations(space, point) for point in problem.workload.points]
-        starts = (network, RateNetwork.untrained()) if network.tokens else (network,)
-        self._starts = [[Seconds(start, one, problem.target) for one in self._operations] for start in starts]
+        # This processor first, where the network knows it: that is what counts before there are examples.
+        known = sorted(network.processors, key=lambda name: name not in problem.target.source)
+        starts = [*((network, name) for name in known), (RateNetwork.untrained() if known else network, "")]
+        self._starts = [
+            [Seconds(start, one, problem.target, name) for one in self._operations] for start, name in starts
+        ]
         self._seconds = self._starts[0]
         self.encoding: Encoding = self._operations[0].encoding
         self._fitted: dict[str, GaussianProcess] = {}
@@ -101,11 +104,12 @@ class LatencyModel:
             self._data[metric] = f"{len(examples)} trials {content_hash(told)}"
 
     def _options(self, metric: str) -> list[tuple[list[Seconds], tuple[float, float]]]:
-        """Where to start from, and what is likely of the rest; the network may know nothing of this machine."""
+        """Where to start from, and what is likely of the rest; this machine may be like another that the network knows,
+        or like none."""
         if metric != "latency_s":
             return [(self._seconds, _AFTER_ROOFLINE)]
-        priors = (_AFTER_NETWORK, _AFTER_ROOFLINE) if len(self._starts) > 1 else (_AFTER_ROOFLINE,)
-        return list(zip(self._starts, priors, strict=True))
+        *learnt, roofline = self._starts
+        return [*((start, _AFTER_NETWORK) for start in learnt), (roofline, _AFTER_ROOFLINE)]
 
     def _fit(
         self, metric: str, rows: np.ndarray, values: np.ndarray, seconds: list[Seconds], prior: tuple[float, float]
@@ -161,10 +165,11 @@ class LatencyModel:
         """Features [n, d], the logarithms of what is expected of each metric before [n, metrics], and the bytes that
         are stored [n]; of a row that is not legal these are 0, infinite and 0."""
         workload = self._problem.workload
+        features = self.encoding.features(rows)
         amounts, seconds, stored, legal = [], 0.0, np.zeros(len(rows)), np.ones(len(rows), bool)
         for point, operations, expect in zip(workload.points, self._operations, self._seconds, strict=True):
             batch = operations(rows)
-            expected = expect.log_seconds(batch)
+            expected = expect.log_seconds(batch, features)
             share = point.weight / (point.tokens / point.batch) / sum(one.weight for one in workload.points)
             seconds = seconds + share * np.exp(expected.mean(axis=0))
             held = batch.weight_bytes + batch.cache_bytes
@@ -174,4 +179,4 @@ class LatencyModel:
         known = np.log(np.where(legal, [seconds, *amounts], 1.0)).T
         priors = {"latency_s": seconds, "memory_bytes": stored, "energy_j": seconds}
         expected = np.where(legal, [priors[metric] for metric in self.metrics], np.inf)
-        return np.column_stack([known, self.encoding.features(rows)]), np.log(expected).T, stored
+        return np.column_stack([known, features]), np.log(expected).T, stored

@@ -1,5 +1,6 @@
 """A small network shared by all operations: how far each is from its roofline, by what it is, how its operand is
-stored, what runs it and what else was chosen. A candidate's seconds are the sum over its operations.
+stored, what runs it and what else was chosen. A candidate's seconds are the sum over its operations, times what a
+second network says of all choices together: fusion, launches and what overlaps are of no single operation.
 
 What it has learnt is `pretrained/rates_<platform>.safetensors`, of CPUs by
 `experiments/cpu_latency/run.py --pretrain`.
@@ -22,6 +23,7 @@ from cosearch.latency.batch import QUANTITIES, Batch, Operations
 from cosearch.latency.operations import ROLES
 
 SIZES = 6
+PROCESSOR = "processor="
 MOST = 8.0
 """Of the logarithm of how far an operation may be from its roofline."""
 
@@ -30,23 +32,31 @@ Weights = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class RateNetwork:
-    """An ensemble of networks of one hidden layer over `tokens`, the words of entries, storages and contexts.
+    """An ensemble of networks of one hidden layer over `tokens`, the words of entries, storages and contexts, and of
+    ones over `knobs`, the words of an encoding.
 
     Each member gives for an operation the logarithms of four factors: over `target.overhead_s` for each run, over the
     peak for each multiplication, over the bandwidth for each byte, and for each output. What an operation is and how it
-    is stored decide them together, and the context changes them for each role. Words that it does not know count
-    nothing.
+    is stored decide them together, and the context changes them for each role. The processor is a word of the context
+    and of the knobs, too. Words that it does not know count nothing.
     """
 
     tokens: tuple[str, ...]
+    knobs: tuple[str, ...]
     members: tuple[Weights, ...]
+
+    @property
+    def processors(self) -> list[str]:
+        """Those that it was trained on, by name."""
+        return [word.removeprefix(PROCESSOR) for word in self.tokens if word.startswith(PROCESSOR)]
 
     @classmethod
     def untrained(cls) -> "RateNetwork":
         """One that says the roofline."""
         empty = {"embed": np.zeros((0, 1)), "direct": np.zeros((0, 4)), "context": np.zeros((0, len(ROLES), 4))}
         none = {"size": np.zeros((SIZES, 1)), "bias": np.zeros(1), "out": np.zeros((1, 4))}
-        return cls((), ({**empty, **none, "base": np.array(_ROOFLINE)},))
+        whole = {"knobs": np.zeros((0, 1)), "knobs_bias": np.zeros(1), "knobs_out": np.zeros(1)}
+        return cls((), (), ({**empty, **none, **whole, "base": np.array(_ROOFLINE)},))
 
     @classmethod
     def load(cls, platform: str) -> "RateNetwork":
@@ -63,39 +73,61 @@ class RateNetwork:
             for index, own in members
             for name, one in own.items()
         }
-        write_files({path: save(arrays, {"tokens": json.dumps(self.tokens)})})
+        write_files({path: save(arrays, {"tokens": json.dumps(self.tokens), "knobs": json.dumps(self.knobs)})})
 
 
 class Seconds:
-    """What a network says of the candidates that some `Operations` describe, on one chip."""
+    """What a network says of the candidates that some `Operations` describe, on one chip, as if it were of one of the
+    network's `processors`."""
 
-    def __init__(self, network: RateNetwork, operations: Operations, target: Target) -> None:
+    def __init__(self, network: RateNetwork, operations: Operations, target: Target, processor: str = "") -> None:
         self._network, self._operations, self._scales = network, operations, scales(target)
+        self._also = (PROCESSOR + processor,) if processor else ()
+        self._whole = [self._of_knobs(member) for member in network.members]
         self._factors = np.zeros((len(network.members), 0, 0, len(QUANTITIES)), np.float32)
         self._by_context = np.zeros((0, 0, len(QUANTITIES)), np.float32)
 
-    def log_seconds(self, batch: Batch) -> np.ndarray:
-        """[members, n]: the logarithm of the seconds of one run."""
+    def log_seconds(self, batch: Batch, features: np.ndarray) -> np.ndarray:
+        """[members, n]: the logarithm of the seconds of one run of candidates with these `features` of the encoding."""
         operations, members = self._operations, self._network.members
         storages, contexts = len(operations.storages.all), len(operations.contexts)
         if self._factors.shape[1:3] != (len(operations.entries.all), storages):
             # Few pairs are made anew, and many candidates share them.
-            entry, storage, sizes = words_of(operations, self._network.tokens)[:3]
+            entry, storage, sizes, _ = words_of(operations, self._network.tokens)
             self._factors = np.array([pair_factors(one, entry, storage, sizes) for one in members], np.float32)
             self._role = np.array([ROLES.index(one.role) for one in operations.entries.all])
         if self._by_context.shape[1] != contexts * len(ROLES):
-            words = words_of(operations, self._network.tokens)[3]
+            *_, words = words_of(operations, self._network.tokens, self._also)
             told = [np.exp(np.einsum("kt,trq->krq", words, one["context"])) for one in members]
             self._by_context = np.array(told, np.float32).reshape(len(members), contexts * len(ROLES), -1)
         size = batch.size * self._scales
         pair = batch.entry * storages + batch.storage
         context = batch.context[:, None] * len(ROLES) + self._role[batch.entry]
-        found = []
-        for factors, by_context in zip(self._factors, self._by_context, strict=True):
+        found, told = [], features.astype(np.float32)
+        for factors, by_context, whole in zip(self._factors, self._by_context, self._whole, strict=True):
             each = np.take(factors.reshape(-1, len(QUANTITIES)), pair, axis=0)
             each *= np.take(by_context, context, axis=0)
-            found.append(np.log(np.einsum("nsq,nsq->n", each, size) + 1e-12))
+            summed = np.log(np.einsum("nsq,nsq->n", each, size) + 1e-12)
+            found.append(summed + np.tanh(told @ whole.hidden + whole.bias) @ whole.out)
         return np.array(found)
+
+    def _of_knobs(self, member: Weights) -> "_Whole":
+        encoding = self._operations.encoding
+        known = dict(zip(self._network.knobs, member["knobs"], strict=True))
+        nothing = np.zeros_like(member["knobs_bias"])
+        fixed = {**encoding.always, **dict.fromkeys(self._also, 1.0)}
+        bias = member["knobs_bias"] + sum((told * known.get(word, nothing) for word, told in fixed.items()), nothing)
+        hidden = np.array([known.get(word, nothing) for word in encoding.words], np.float32).reshape(-1, len(nothing))
+        return _Whole(hidden, bias.astype(np.float32), member["knobs_out"].astype(np.float32))
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A member's network over all choices, for the features of one encoding."""
+
+    hidden: np.ndarray
+    bias: np.ndarray
+    out: np.ndarray
 
 
 def pair_factors(member: Weights, entry: np.ndarray, storage: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -119,13 +151,16 @@ def rates(platform: str) -> Path:
 
 def scales(target: Target) -> np.ndarray:
     """Seconds of one of each quantity at best."""
-    peak = max(target.peak_flops_per_s.values())
+    peak = target.peak_flops_per_s.get("float32", max(target.peak_flops_per_s.values()))
     read_s = 1 / target.bandwidth_bytes_per_s
     return np.array([target.overhead_s, 2 / peak, read_s, 4 * read_s], np.float32)
 
 
-def words_of(operations: Operations, tokens: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Which of `tokens` each entry and storage has, [kinds, tokens], the sizes of entries, and those of contexts."""
+def words_of(
+    operations: Operations, tokens: Sequence[str], also: tuple[str, ...] = ()
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Which of `tokens` each entry and storage has, [kinds, tokens], the sizes of entries, and those of contexts, each
+    of which has some words `also`."""
     number = {token: at for at, token in enumerate(tokens)}
 
     def of(each: Sequence[Sequence[str]]) -> np.ndarray:
@@ -137,7 +172,7 @@ def words_of(operations: Operations, tokens: Sequence[str]) -> tuple[np.ndarray,
     entries = [entry.tokens for entry in operations.entries.all]
     storages = [storage.tokens for storage in operations.storages.all]
     sizes = np.array([entry.sizes for entry in operations.entries.all], np.float32)
-    return of(entries), of(storages), sizes, of(operations.contexts)
+    return of(entries), of(storages), sizes, of([(*context, *also) for context in operations.contexts])
 
 
 @functools.cache
@@ -148,4 +183,5 @@ def read(path: Path) -> RateNetwork:
         for name in data.keys():  # noqa: SIM118 - it is no mapping
             index, _, part = name.partition(".")
             members.setdefault(index, {})[part] = data.get_tensor(name)
-        return RateNetwork(tuple(json.loads(data.metadata()["tokens"])), tuple(members.values()))
+        tokens, knobs = (tuple(json.loads(data.metadata()[name])) for name in ("tokens", "knobs"))
+        return RateNetwork(tokens, knobs, tuple(members.values()))

@@ -2,7 +2,7 @@
 
     python experiments/cpu_latency/run.py --candidates 120    # what is done is kept, so it can be stopped
     python experiments/cpu_latency/run.py --report            # only predict, from results.jsonl
-    python experiments/cpu_latency/run.py --pretrain          # train the network that ships, on all but the first 120
+    python experiments/cpu_latency/run.py --pretrain          # train the network that ships, on measured.parquet
 
 README.md says what the figures are and how they came out.
 """
@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
@@ -35,8 +36,8 @@ from cosearch.latency import roofline
 from cosearch.latency.batch import Operations
 from cosearch.latency.features import work
 from cosearch.latency.model import LatencyModel
-from cosearch.latency.network import RateNetwork, rates
-from cosearch.latency.pretrain import train
+from cosearch.latency.network import RateNetwork, Seconds, rates
+from cosearch.latency.pretrain import Examples, train
 from cosearch.measure.fingerprint import fingerprint
 from cosearch.measure.process import Worker
 from cosearch.paths import cache_dir
@@ -46,7 +47,7 @@ from cosearch.stages import Compile, Measure, Static, latency_key
 from cosearch.targets import TARGETS
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results.jsonl"
+RESULTS, MEASURED = HERE / "results.jsonl", HERE / "measured.parquet"
 KEPT = 24
 """Samples of a measurement that a row has; the figure and its interval are of all of them."""
 STUDIED = 120
@@ -78,13 +79,13 @@ _PLACE = ("fingerprint", "target")
 """Of a row: told where they differ from the row before."""
 
 
-def append(trial: Trial, target: Target, before: tuple[Trial, Target] | None) -> None:
-    """Add a row to `RESULTS`."""
+def append(path: Path, trial: Trial, target: Target, before: tuple[Trial, Target] | None) -> None:
+    """Add a row to those of `path`."""
     told = trial.to_json() | {"target": target.to_json()}
     row = {name: told[name] for name in ("point", "metrics", "failure", "seconds")}
     last = {} if before is None else {"fingerprint": before[0].fingerprint, "target": before[1].to_json()}
     row |= {name: told[name] for name in _PLACE if told[name] != last.get(name)}
-    with RESULTS.open("a") as file:
+    with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
 
 
@@ -117,8 +118,9 @@ def shortened(metric: Metric) -> Metric:
     return replace(metric, samples=tuple(float(f"{sample:.5g}") for sample in metric.samples[::every]))
 
 
-def measure(chosen: Settings, candidates: int, again: int, seed: int) -> None:
-    """Measure until so many candidates succeeded, then the first of them `again`; append each to `RESULTS`."""
+def measure(chosen: Settings, path: Path, candidates: int, again: int, seed: int) -> None:
+    """Measure until so many candidates succeeded, then the first of them `again`; append each to the rows of `path`.
+    Those of `RESULTS` are in no other file."""
     space = chosen.load_space()
     with Worker() as worker, Progress() as progress:
         problem = problem_here(chosen, worker)
@@ -128,15 +130,15 @@ def measure(chosen: Settings, candidates: int, again: int, seed: int) -> None:
             Compile(worker, limits.compile_s),
             Measure(worker, limits.measure_s, chosen.measure_seconds),
         ]
-        rows = results()
+        rows = results(path)
         done = [trial for trial, _ in rows]
-        known = {trial.uid for trial in done}
+        known = {trial.uid for trial, _ in (*rows, *results())}
         times = [trial.uid for trial in done if trial.failure is None]
         task = progress.add_task("measuring", total=candidates + again, completed=len(times))
 
         def add(candidate: Candidate) -> Trial:
             trial = score(candidate, problem, stages)
-            append(trial, problem.target, rows[-1] if rows else None)
+            append(path, trial, problem.target, rows[-1] if rows else None)
             rows.append((trial, problem.target))
             progress.update(task, advance=trial.failure is None)
             return trial
@@ -170,17 +172,63 @@ def latencies(trials: Sequence[Trial]) -> np.ndarray:
     return np.array([trial.metrics["latency_s"].value for trial in trials])
 
 
-def pretrain(chosen: Settings) -> None:
-    """Train on all but the `STUDIED`, and write what ships."""
-    done = results()
-    trials, target = once(done)[STUDIED:], done[0][1]
-    trials = [trial for trial in trials if not trial.metrics["latency_s"].contended]
+def pack(paths: Sequence[Path]) -> None:
+    """Add the candidates in files of rows to `MEASURED`, where a column is a knob, its values as JSON."""
+    found = [pd.read_parquet(MEASURED)] if MEASURED.is_file() else []
+    for path in paths:
+        rows = [
+            {name: json.dumps(value) for name, value in trial.candidate.point.items()}
+            | {"latency_s": trial.metrics["latency_s"].value, "contended": trial.metrics["latency_s"].contended}
+            | {"processor": trial.fingerprint["processor"], "target": json.dumps(target.to_json())}
+            for trial, target in results(path)
+            if trial.failure is None
+        ]
+        found.append(pd.DataFrame(rows))
+    told = pd.concat(found, ignore_index=True)
+    knobs = [name for name in told.columns if told[name].dtype == object or told[name].dtype == "str"]
+    told.astype(dict.fromkeys(knobs, "category")).to_parquet(MEASURED, compression="zstd", index=False)
+
+
+def examples(operations: Operations) -> list[Examples]:
+    """What `MEASURED` has of quiet machines, without the `STUDIED`, by processor."""
+    studied = {trial.uid for trial in once(results())[:STUDIED]}
+    found = []
+    for (processor, target), own in pd.read_parquet(MEASURED).groupby(["processor", "target"], observed=True):
+        candidates, seconds = [], []
+        for row in own.drop(columns=["processor", "target"]).to_dict("records"):
+            latency_s, contended = row.pop("latency_s"), row.pop("contended")
+            point = {name: json.loads(value) for name, value in row.items() if isinstance(value, str)}
+            candidate = Candidate.from_point(point)
+            if not contended and candidate.uid not in studied:
+                candidates.append(candidate)
+                seconds.append(latency_s)
+        rows = operations.encoding.rows(candidates)
+        found.append(Examples(rows, np.array(seconds), Target.from_json(json.loads(target)), str(processor)))
+    return found
+
+
+def pretrain(chosen: Settings, left_out: int) -> None:
+    """Train on all `examples`, and write what ships; or without some of each processor, and tell how well those are
+    predicted."""
     [point] = chosen.workload.points
     operations = Operations(chosen.load_space(), point)
-    batch = operations(operations.encoding.rows([trial.candidate for trial in trials]))
-    network = train(operations, batch, target, latencies(trials))
-    network.save(rates(target.platform))
-    print(json.dumps({"trained_on": len(trials), "file": rates(target.platform).name}))
+    seen, unseen = [], []
+    for one in examples(operations):
+        order = np.random.default_rng(0).permutation(len(one.rows))
+        parts = (replace(one, rows=one.rows[at], seconds=one.seconds[at]) for at in np.split(order, [left_out]))
+        for into, part in zip((unseen, seen), parts, strict=True):
+            into.append(part)
+    network = train(operations, seen)
+    found = {"trained_on": {one.processor: len(one.rows) for one in seen}}
+    if not left_out:
+        network.save(rates("cpu"))
+        print(json.dumps(found | {"file": rates("cpu").name}))
+        return
+    for one in unseen:
+        seconds = Seconds(network, operations, one.target, one.processor)
+        expected = seconds.log_seconds(operations(one.rows), operations.encoding.features(one.rows)).mean(axis=0)
+        found[one.processor] = errors(np.exp(expected), one.seconds)
+    print(json.dumps(found))
 
 
 def table_of_layers(seen: Sequence[Trial], unseen: Sequence[Trial]) -> np.ndarray:
@@ -298,19 +346,24 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=120)
     parser.add_argument("--again", type=int, default=15, help="how many of them are measured a second time")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=Path, default=RESULTS, help="the file that measurements are added to")
+    parser.add_argument("--pack", type=Path, nargs="+", help="only add files of rows to what the network is trained on")
     parser.add_argument("--splits", type=int, default=10)
     parser.add_argument("--report", action="store_true", help="measure nothing")
     parser.add_argument("--pretrain", action="store_true", help="only train the network that ships")
+    parser.add_argument("--left-out", type=int, default=0, help="of each processor, to see how well they are predicted")
     parser.add_argument("--throughput", action="store_true", help="only see how many candidates a second are scored")
     options = parser.parse_args()
     chosen = settings()
+    if options.pack:
+        return pack(options.pack)
     if options.pretrain:
-        return pretrain(chosen)
+        return pretrain(chosen, options.left_out)
     if options.throughput:
         print(json.dumps(throughput(chosen)))
         return None
     if not options.report:
-        measure(chosen, options.candidates, options.again, options.seed)
+        measure(chosen, options.rows, options.candidates, options.again, options.seed)
     found = study(chosen, options.splits)
     table = Table("method", "MAPE", "median", "tau", "covered")
     for name, figures in found["methods"].items():

@@ -87,6 +87,25 @@ def test_there_is_a_start_on_every_platform(space: Space, problem: Problem, plat
     assert latency > 0
 
 
+def test_it_starts_from_the_processor_that_it_knows_and_goes_on_from_the_one_that_fits(space: Space, problem: Problem):
+    learnt, candidates = RateNetwork.load("cpu"), drawn(space, 30, 7)
+    assert len(learnt.processors) == 2
+    first = {}
+    for name in learnt.processors:
+        here = replace(problem, target=replace(problem.target, source=f"measured on {name}, 2 cores"))
+        first[name] = LatencyModel(space, here, learnt).predict(candidates)["latency_s"].quantile(0.0)
+    one, other = first.values()
+    assert not np.allclose(one, other, rtol=0.02)
+    for name, truth in first.items():  # whatever a target says that it is
+        metrics = [{"latency_s": measured("latency_s", value)} for value in truth[:24]]
+        trials = [Trial(c, c.uid, c.quality_axes_key, metrics=m) for c, m in zip(candidates[:24], metrics, strict=True)]
+        model = LatencyModel(space, problem, learnt)
+        model.fit(trials)
+        np.testing.assert_allclose(
+            model.predict(candidates[24:])["latency_s"].quantile(0.0), truth[24:], rtol=0.05, err_msg=name
+        )
+
+
 def test_a_prediction_says_which_model_and_data_it_is_of(space: Space, problem: Problem):
     candidates = drawn(space, 12, 5)
     model = LatencyModel(space, problem)
