@@ -2,7 +2,8 @@
 process over the logarithm of how far a candidate is from that.
 
 It starts from what the network learnt on this processor, or on another one, or from the roofline: from what predicts
-best what is measured here. It is fitted anew as the archive grows. Memory is predicted the same way, over the bytes that weights and cache are known to take.
+best what is measured here. It is fitted anew as the archive grows. Memory is predicted the same way, over the bytes
+that weights and cache are known to take.
 """
 
 from collections.abc import Sequence

@@ -24,6 +24,7 @@ from cosearch.latency.operations import ROLES
 
 SIZES = 6
 PROCESSOR = "processor="
+"""The beginning of the word for a processor."""
 MOST = 8.0
 """Of the logarithm of how far an operation may be from its roofline."""
 

@@ -55,7 +55,8 @@ def train(
     contexts = context[batch.context]
     contexts[:, len(words) :] = place
     size = batch.size * np.array([scales(one.target) for one in examples])[part, None]
-    mean, deviation = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    deviation[deviation == 0] = np.inf  # what never differed teaches nothing
     chosen = np.hstack([(features - mean) / deviation, place])
     measured = np.log(np.concatenate([one.seconds for one in examples]))
     role = np.array([ROLES.index(one.role) for one in operations.entries.all])
