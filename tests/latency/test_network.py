@@ -42,7 +42,7 @@ def test_it_learns_what_processors_differ_in():
     truth = np.exp(fast.log_seconds(operations(rows), operations.encoding.features(rows))[0]) * (1 + width)
     seen, unseen = rows[:-60], rows[-60:]
     examples = [Examples(seen, factor * truth[:-60], target, name) for name, factor in (("one", 1.0), ("other", 3.0))]
-    learnt = train(operations, examples, hidden=16, hidden_knobs=8, members=1, decay=0.1, steps=1500)
+    learnt = train(operations, examples, hidden=16, hidden_knobs=8, members=1, decay=0.1, steps=800)
     assert learnt.processors == ["one", "other"]
     described = operations(unseen), operations.encoding.features(unseen)
     for name, factor in (("one", 1.0), ("other", 3.0)):
