@@ -21,10 +21,9 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
                 os.fsync(file.fileno())
         for path, draft in drafts.items():
             os.replace(draft, path)
-    except BaseException:
+    finally:
         for draft in drafts.values():
-            draft.unlink(missing_ok=True)
-        raise
+            draft.unlink(missing_ok=True)  # those that did not take their path's place
     for folder in {path.parent for path in contents}:
         _sync(folder)
 
@@ -58,9 +57,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             shutil.rmtree(path)
         os.replace(draft, path)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)  # where it did not take its path's place
     _sync(path.parent)
 
 
